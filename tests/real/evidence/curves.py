@@ -1,8 +1,9 @@
-"""Draw validation metrics by epoch as deterministic SVG files."""
+"""Draw metrics by epoch, or by the size of the target, as deterministic SVG files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from pmmrec.atomic import whole_file
 from pmmrec.errors import not_installed
+from pmmrec.evaluation.significance import Interval
 from tests.real.evidence.cells import Training
 
 SIZE_IN = (7.0, 3.2)  # inches, width and height
@@ -31,21 +33,20 @@ class Curve:
     trainings: Sequence[Training]
 
 
+@dataclass(frozen=True)
+class SizeLine:
+    """A system at several sizes of the target, the smallest first; means and ends of intervals in 0..1."""
+
+    label: str
+    points: Sequence[tuple[float, Interval]]
+
+
 def draw(path: Path, curves: Sequence[Curve]) -> None:
     """Write an SVG of validation NDCG@10 by epoch; a dot marks the epoch whose weights were kept.
 
     MachineError if matplotlib is not installed.
     """
-    if find_spec("matplotlib") is None:
-        raise not_installed("learning curves", ["matplotlib"], "report")
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context():
-        mpl.rcdefaults()  # a style of the user would change the bytes
-        mpl.rcParams.update(STYLE)
-        figure = Figure(figsize=SIZE_IN, layout="constrained")
-        axes = figure.add_subplot()
+    with _axes(path) as axes:
         for place, curve in enumerate(curves):
             color = f"C{place % 10}"
             for seed_place, training in enumerate(curve.trainings):
@@ -58,6 +59,45 @@ def draw(path: Path, curves: Sequence[Curve]) -> None:
         axes.set_xlabel("epoch")
         axes.locator_params(axis="x", integer=True)
         axes.set_ylabel("validation NDCG@10, %")
+
+
+def draw_by_size(path: Path, lines: Sequence[SizeLine], axis: str, metric: str) -> None:
+    """Write an SVG of a metric by size, with the intervals as shades. Sizes lie on a logarithmic axis.
+
+    MachineError if matplotlib is not installed.
+    """
+    with _axes(path) as axes:
+        for place, line in enumerate(lines):
+            color = f"C{place % 10}"
+            sizes = [size for size, _ in line.points]
+            axes.plot(
+                sizes, [100 * one.mean for _, one in line.points], "o-", color=color, label=line.label, markersize=3
+            )
+            ends = ([100 * one.low for _, one in line.points], [100 * one.high for _, one in line.points])
+            axes.fill_between(sizes, *ends, color=color, alpha=0.12, linewidth=0)
+        ticks = sorted({size for line in lines for size, _ in line.points})
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [f"{tick:,g}" if tick < 1e6 else f"{tick:.0f}" for tick in ticks], minor=False)
+        axes.set_xticks([], minor=True)
+        axes.set_xlabel(axis)
+        axes.set_ylabel(f"{metric.upper()}, %")
+        axes.set_ylim(bottom=0)
+
+
+@contextmanager
+def _axes(path: Path) -> Iterator[Any]:
+    """The axes of a picture, which is written with its legend when they are done."""
+    if find_spec("matplotlib") is None:
+        raise not_installed("learning curves", ["matplotlib"], "report")
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context():
+        mpl.rcdefaults()  # a style of the user would change the bytes
+        mpl.rcParams.update(STYLE)
+        figure = Figure(figsize=SIZE_IN, layout="constrained")
+        axes = figure.add_subplot()
+        yield axes
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
         with whole_file(path) as draft:
             figure.savefig(draft, format="svg", metadata={"Date": None, "Creator": "pmmrec"})

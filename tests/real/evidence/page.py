@@ -14,7 +14,7 @@ from pmmrec.report.tables import Percent, markdown
 from pmmrec.tables import Cell, PlainTable
 from pmmrec.tuning.results import short_names
 from tests.real.evidence.cells import CellResult, Chosen, Cost, Results, Training
-from tests.real.evidence.curves import Curve, draw
+from tests.real.evidence.curves import Curve, SizeLine, draw, draw_by_size
 from tests.real.evidence.plan import (
     BASELINES_OF,
     COSTS,
@@ -23,6 +23,7 @@ from tests.real.evidence.plan import (
     BaselinesCell,
     EvidencePlan,
     Ordering,
+    Picture,
     PlannedTable,
     domain_of,
     shown_reference,
@@ -97,19 +98,27 @@ class Page:
     def write(self, path: Path) -> None:
         """Write the page, and its curves into the folder of results. The output is deterministic."""
         folder = self._results.folder / "curves"
-        kept = {folder / f"{name}.svg": self._curves(table) for name, table in self._plan.tables.items()}
-        drawn = {place: curves for place, curves in kept.items() if curves}
-        for place, curves in drawn.items():
-            draw(place, curves)
-        for old in set(folder.glob("*.svg")) - drawn.keys():
+        drawn = set()
+        for name, table in self._plan.tables.items():
+            if curves := self._curves(table):
+                draw(folder / f"{name}.svg", curves)
+                drawn.add(folder / f"{name}.svg")
+        for name, picture in self._plan.pictures.items():
+            if lines := self._by_size(picture):
+                draw_by_size(folder / f"{name}.svg", lines, picture.axis, picture.metric)
+                drawn.add(folder / f"{name}.svg")
+        for old in set(folder.glob("*.svg")) - drawn:
             old.unlink()
         where = {place.stem: Path(os.path.relpath(place, path.parent)).as_posix() for place in drawn}
         with whole_file(path) as draft:
             draft.write_text(self.text(where), encoding="utf-8")
 
     def text(self, curves: dict[str, str]) -> str:
-        """The page as Markdown. `curves`: for each table the path of its picture, relative to the page."""
+        """The page as Markdown. `curves`: for each picture, also of a table, its path relative to the page."""
         blocks = [f"# {self._plan.title}", self._included(self._plan.include)]
+        for name, picture in self._plan.pictures.items():
+            shown = f"![{picture.metric.upper()} by {picture.axis}]({curves[name]})" if name in curves else ""
+            blocks += [f"## {picture.title}", picture.text, shown or "Not measured yet."]
         for name, table in self._plan.tables.items():
             blocks += self._section(name, table, curves.get(name))
         blocks += self._orderings()
@@ -176,6 +185,18 @@ class Page:
     def _curves(self, table: PlannedTable) -> list[Curve]:
         lines = [line for line in self._lines(table) if line.result is not None] if table.curves else []
         return [Curve(line.label, line.result.trainings) for line in lines if line.result and line.result.trainings]
+
+    def _by_size(self, picture: Picture) -> list[SizeLine]:
+        """The lines of a picture, each with the sizes at which its system was measured."""
+        lines = []
+        for label, system in picture.systems.items():
+            points = []
+            for size, reference in picture.references(system).items():
+                cell_id, name = self._plan.resolve(reference)
+                if result := self._results.cell(cell_id):
+                    points.append((size, result.systems[name]["all"].intervals[picture.metric]))
+            lines += [SizeLine(label, points)] if points else []
+        return lines
 
     def _included(self, name: Path | None) -> str:
         return (self._beside / name).read_text(encoding="utf-8") if name is not None else ""

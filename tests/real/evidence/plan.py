@@ -248,6 +248,24 @@ class Ordering(Config):
         return list(pairwise(self.cells(domain)))
 
 
+class Picture(Config):
+    """A picture of a metric by a size of the target, such as the users that train; a line for each system."""
+
+    title: Text
+    text: str = ""
+    axis: Text = Field(description="What the sizes count.")
+    domain: Word
+    tables: dict[float, Word] = Field(
+        min_length=2, description="By size: the first word of cells, TABLE/DOMAIN/SYSTEM."
+    )
+    systems: dict[Text, Text] = Field(min_length=1, description="By label: the last word of cells, or CELL@BASELINE.")
+    metric: Text = "hr@10"
+
+    def references(self, system: str) -> dict[float, str]:
+        """The cell of a system at each size, `CELL` or `CELL@BASELINE`."""
+        return {size: f"{table}/{self.domain}/{system}" for size, table in sorted(self.tables.items())}
+
+
 class PlannedTable(Config):
     """A table of the page; it also shows the planned differences between its rows."""
 
@@ -274,6 +292,7 @@ class EvidencePlan(Config):
     searches: dict[Word, PlannedSearch] = {}
     cells: dict[CellId, AnyCell]
     differences: tuple[Difference, ...] = ()
+    pictures: dict[Word, Picture] = Field({}, description="They stand above the tables.")
     tables: dict[Word, PlannedTable]
     orderings: tuple[Ordering, ...] = ()
 

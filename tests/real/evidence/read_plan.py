@@ -32,6 +32,7 @@ def read_plan(path: Path) -> EvidencePlan:
         *_of_pretrainings(plan),
         *_of_searches(plan),
         *_of_cells(plan),
+        *_of_pictures(plan),
         *_of_tables(plan),
         *_of_differences(plan),
     ]
@@ -127,6 +128,20 @@ def _of_tables(plan: EvidencePlan) -> Iterator[str]:
                 yield f"{place}.label: missing; what is this row called?"
 
 
+def _of_pictures(plan: EvidencePlan) -> Iterator[str]:
+    for name, picture in plan.pictures.items():
+        if name in plan.tables:
+            yield f"pictures.{name}: a table is called so too; both files would be {name}.svg"
+        if picture.metric not in METRICS:
+            yield f"pictures.{name}.metric: {picture.metric!r} is no metric; {hint(picture.metric, METRICS)}"
+        if min(picture.tables) <= 0:
+            yield f"pictures.{name}.tables: sizes are above 0"
+        for label, system in picture.systems.items():
+            for reference in picture.references(system).values():
+                if problem := _of_one_system(plan, reference):
+                    yield f"pictures.{name}.systems.{label}: {problem}"
+
+
 def _of_differences(plan: EvidencePlan) -> Iterator[str]:
     for index, difference in enumerate(plan.differences):
         yield from _of_difference(plan, f"differences[{index}]", difference)
@@ -148,11 +163,7 @@ def _of_orderings(plan: EvidencePlan) -> Iterator[str]:
 def _of_difference(plan: EvidencePlan, place: str, difference: Difference) -> Iterator[str]:
     is_broken = False
     for side, reference in (("a", difference.a), ("b", difference.b)):
-        problem = _of_reference(plan, reference)
-        cell = None if problem or "@" in reference else plan.cells[plan.resolve(reference)[0]]
-        if isinstance(cell, BaselinesCell):
-            problem = f"{reference!r} holds several baselines; name one: {reference}@{next(iter(cell.names))}"
-        if problem:
+        if problem := _of_one_system(plan, reference):
             is_broken = True
             yield f"{place}.{side}: {problem}"
     if not is_broken:
@@ -170,6 +181,14 @@ def _of_pair(plan: EvidencePlan, place: str, difference: Difference) -> Iterator
         if len(set(seeds)) > 1 and min(map(len, seeds)) > 1:
             both = " and ".join(str(list(some)) for some in seeds)
             yield f"{place}: seeds {both}; pairs need the same ones, unless one has a single seed"
+
+
+def _of_one_system(plan: EvidencePlan, reference: str) -> str | None:
+    problem = _of_reference(plan, reference)
+    cell = None if problem or "@" in reference else plan.cells[plan.resolve(reference)[0]]
+    if isinstance(cell, BaselinesCell):
+        return f"{reference!r} holds several baselines; name one: {reference}@{next(iter(cell.names))}"
+    return problem
 
 
 def _of_reference(plan: EvidencePlan, reference: str) -> str | None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import matplotlib as mpl
 
+from pmmrec.evaluation.significance import Interval
 from tests.real.evidence.cells import Hardware, Point, Training
-from tests.real.evidence.curves import Curve, draw
+from tests.real.evidence.curves import Curve, SizeLine, draw, draw_by_size
 
 MACHINE = Hardware(cpu="cpu", cores=2, threads=1, device="cpu", torch="2.8.0")
 
@@ -55,3 +56,11 @@ def test_a_training_whose_best_epoch_was_not_validated_has_no_dot(tmp_path: Path
     odd = training(1, 0.0, 0.1).model_copy(update={"best_epoch": 7})
     draw(tmp_path / "one.svg", [Curve("ids", [odd])])
     assert (tmp_path / "one.svg").is_file()
+
+
+def test_a_picture_by_size_is_deterministic_too(tmp_path: Path) -> None:
+    line = SizeLine("full", [(100, Interval(0.1, 0.05, 0.2)), (4059, Interval(0.3, 0.25, 0.4))])
+    for name in ("one.svg", "two.svg"):
+        draw_by_size(tmp_path / name, [line], "users", "hr@10")
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+    assert ">4,059</text>" in (tmp_path / "one.svg").read_text(encoding="utf-8")

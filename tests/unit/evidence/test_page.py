@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,32 @@ def test_pictures_that_the_plan_no_longer_draws_are_removed(
     old.write_text("<svg/>")
     page(plan, tmp_path, results)
     assert [path.name for path in old.parent.iterdir()] == ["first.svg"]
+
+
+def test_a_picture_by_size_shows_the_systems_that_are_measured(tmp_path: Path, results: Results) -> None:
+    (tmp_path / "reading.md").write_text("")
+    (tmp_path / "more.md").write_text("")
+    few = {"title": "Growth", "axis": "users", "domain": "shop", "tables": {30: "t", 500: "more"}}
+    aliases = {f"more/shop/{name}": {"same_as": f"t/shop/{name}"} for name in ("ids", "full", "baselines")}
+    systems = {"by ids": "ids", "in full": "full", "kNN": "baselines@item-knn"}
+    tree = {**TREE, "cells": TREE["cells"] | aliases, "pictures": {"growth": few | {"systems": systems}}}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    plan = read_plan(tmp_path / "plan.yaml")
+    written = page(plan, tmp_path, results)
+    assert (
+        written.index("## Growth")
+        < written.index("![HR@10 by users](results/curves/growth.svg)")
+        < written.index("## On shop")
+    )
+    drawn = (tmp_path / "results" / "curves" / "growth.svg").read_text(encoding="utf-8")
+    assert re.findall(r"<text[^>]*>(by ids|in full|kNN|30|500|HR@10, %)</text>", drawn) == [
+        "30",
+        "500",
+        "HR@10, %",
+        "by ids",
+        "kNN",
+    ]
+    assert "## Growth\n\nNot measured yet." in page(plan, tmp_path, Results(tmp_path / "none"))
 
 
 def test_results_are_read_as_they_were_written_to_six_decimals(tmp_path: Path) -> None:

@@ -18,6 +18,13 @@ from tests.real.evidence.read_plan import read_plan
 
 Tree = dict[str, Any]
 ORDER: Tree = {"paper": "P", "table": "t", "domains": ["films_b"], "systems": ["full", "ids"]}
+PICTURE: Tree = {
+    "title": "P",
+    "axis": "users",
+    "domain": "films_b",
+    "tables": {1: "t", 2: "t"},
+    "systems": {"by ids": "ids"},
+}
 TREE: Tree = {
     "title": "Results",
     "tunings": {"none": "not tuned"},
@@ -142,6 +149,20 @@ def test_a_plan_is_read(read: Callable[[Tree], EvidencePlan]) -> None:
         ("orderings", [ORDER | {"domains": ["shop"]}], r"orderings\[0\].a: no cell 't/shop/full'"),
         ("orderings", [ORDER], r"orderings\[0\]: t/films_b/full stands in no table, so it has no label"),
         ("orderings", [ORDER | {"metric": "hr"}], r"orderings\[0\].metric: 'hr' is no metric"),
+        (
+            "pictures",
+            {"grown": PICTURE | {"systems": {"full": "fool"}}},
+            r"pictures.grown.systems.full: no cell 't/films_b/fool'",
+        ),
+        (
+            "pictures",
+            {"grown": PICTURE | {"systems": {"all": "baselines"}}},
+            "systems.all: .*holds several baselines; name one",
+        ),
+        ("pictures", {"grown": PICTURE | {"metric": "hr"}}, "pictures.grown.metric: 'hr' is no metric"),
+        ("pictures", {"grown": PICTURE | {"tables": {0: "t", 5: "u"}}}, "pictures.grown.tables: sizes are above 0"),
+        ("pictures", {"grown": PICTURE | {"tables": {1: "t"}}}, "pictures.grown.tables: needs 2 or more"),
+        ("pictures", {"t": PICTURE}, "pictures.t: a table is called so too"),
         ("cells.t/films_b/full.from", "bath", "cells.t/films_b/full.from: no pretraining 'bath'; did you mean 'both'?"),
         ("cells.t/films_b/unseen.from", "none", "cells.t/films_b/unseen.from: zero-shot needs a pretraining"),
         ("cells.t/films/baselines", {"kind": "baselines"}, "cells.t/films/baselines: no domain 'films'; did you mean"),
