@@ -56,10 +56,15 @@ def write_card(folder: Path, outcome: Outcome | None, licence: str, place: str) 
     untransferred = "pretrained" if is_pretrained else "trained from scratch"
     tested = () if outcome is None else outcome.domains
     start = untransferred if origin == "none" else f"fine-tuned from {origin}"
+    judges = ", ".join(checkpoint.provenance.get("judged_by", {}))
+    judged = (
+        f" Its epoch was chosen by the validation targets of {judges}, of which nothing was learned." if judges else ""
+    )
     card = make_card(
         name=place,
         system=checkpoint.system,
-        summary=f"A {checkpoint.system} model of width {checkpoint.index.width}, {start} on {', '.join(domains)}.",
+        summary=f"A {checkpoint.system} model of width {checkpoint.index.width}, {start} on {', '.join(domains)}."
+        f"{judged}",
         parts={name: entry.type for name, entry in checkpoint.held.items()},
         domains=[
             CardDomain(name, about["users"], about["items"], about["interactions"], tuple(about["modalities"]))

@@ -33,6 +33,10 @@ def test_the_best_epoch_is_that_of_the_platform_and_all_files_say_so(home: Path,
     index = json.loads((run / "checkpoint" / "model_index.json").read_text())
     assert index["provenance"]["judged_by"] == {"boutique": Domain.open(world / "boutique").fingerprint}
     assert set(index["provenance"]["domains"]) == {"bazaar", "gallery"}  # nothing was learned from it
+    pushed = pmmrec("zoo", "push", run / "checkpoint", home / "shelf" / "abroad")
+    assert pushed.code == 0, pushed.output
+    card = (home / "shelf" / "abroad" / "README.md").read_text(encoding="utf-8")
+    assert "Its epoch was chosen by the validation targets of boutique, of which nothing was learned." in card
     assert yaml.safe_load((run / "checkpoint" / "recipe.yaml").read_text())["validation"]["domain"] == "boutique"
     again = pmmrec(
         "evaluate", run / "checkpoint", world / "boutique", "--scenario", "validation", "--out", "same", "--cache", "c"
