@@ -23,6 +23,9 @@ from pmmrec.modality import Modality as Modality  # noqa: PLC0414
 from pmmrec.modality import PixelSpec as PixelSpec  # noqa: PLC0414
 from pmmrec.modality import TextSpec as TextSpec  # noqa: PLC0414
 from pmmrec.modality import ValueSpec as ValueSpec  # noqa: PLC0414
+from pmmrec.nodes import GraphView as GraphView  # noqa: PLC0414
+from pmmrec.nodes import ItemVectors as ItemVectors  # noqa: PLC0414
+from pmmrec.nodes import Nodes as Nodes  # noqa: PLC0414
 from pmmrec.packing import HostArray, Ints, Packing, packing_of, sent
 from pmmrec.requests import WindowRequest
 from pmmrec.windows import Candidates as Candidates  # noqa: PLC0414
@@ -146,7 +149,7 @@ class ItemInputs:
     has_U: Mapping[str, Tensor]  # bool, by field; holds exactly the fields that the model reads
     fields: Mapping[str, FieldInputs] = field(default_factory=dict)  # those but the id; none where vectors are computed
     draw: Tensor | None = (
-        None  # int64 scalar, the same in all processes: decides what is hidden of items; None: nothing
+        None  # int64 scalar, the same in all processes: decides what is hidden of items or graph; None: nothing
     )
 
     @property
@@ -237,33 +240,6 @@ class TokenStates:
     def of_item(self, row: int) -> Tensor:
         """The vectors of the tokens of one item, `(T, D)`."""
         return self.token_KD[self.start_R[row] : self.start_R[row] + self.length_R[row]]
-
-
-@dataclass(frozen=True)
-class ItemVectors:
-    """Items as the rest of the model sees them."""
-
-    fused_UD: Tensor
-    cls_UD: Mapping[str, Tensor] = field(default_factory=dict)  # by field; zeros where the item lacks it
-    has_U: Mapping[str, Tensor] = field(default_factory=dict)  # bool, by field
-    streams_UD: Mapping[str, Tensor] = field(default_factory=dict)  # named extra vectors of two-stream systems
-    mask_D: Tensor | None = None  # what stands for a hidden item, where it was encoded with these
-
-    @property
-    def is_readable_U(self) -> Tensor:
-        """Which items have something that the model reads; all of them where items are known by id."""
-        if not self.has_U:
-            return torch.ones(len(self.fused_UD), dtype=torch.bool, device=self.fused_UD.device)
-        return torch.stack(list(self.has_U.values())).any(dim=0)
-
-
-@dataclass(frozen=True)
-class Nodes:
-    """The items of a step or of a catalogue, and all users where they are known by id: the nodes of a graph."""
-
-    items: ItemVectors
-    user_MD: Tensor | None = None  # M users of all domains of the run; None: users are known by what they did alone
-    targets: Nodes | None = None  # the same before a predictor; None: there is none
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,22 @@ def item_seeds(items: ItemInputs, salt: int = 0) -> Tensor:
     return mixed(mixed(items.domain_U + draw) + items.row_U * _STEP + salt)
 
 
+def left_in(draw: Tensor, num_rows: int, share: float, salt: int) -> Tensor:
+    """`(R,)` bool: False for a share of the rows, drawn without replacement by what the step draws (`draw`).
+
+    `salt`: what they are drawn for.
+    """
+    seed_R = mixed(mixed(draw + salt) + torch.arange(num_rows, device=draw.device) * _STEP)
+    left_out = uniform(seed_R, 1)[:, 0].topk(round(share * num_rows), sorted=False).indices
+    return torch.ones(num_rows, dtype=torch.bool, device=draw.device).index_fill(0, left_out, value=False)
+
+
+def one_of(draw: Tensor, num_choices: int, salt: int) -> Tensor:
+    """A whole number from 0 to `num_choices` - 1, a scalar, each as likely as the others."""
+    number = uniform(mixed(draw + salt)[None], 1)[0, 0]
+    return (number * num_choices).long().clamp(max=num_choices - 1)
+
+
 def _shifted(x: Tensor, places: int) -> Tensor:
     """Shifted to the right, filled with zeros."""
     return (x >> places) & ((1 << (64 - places)) - 1)

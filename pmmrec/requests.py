@@ -44,6 +44,7 @@ class View(str, Enum):
     PATCHES = "patches"  # the loss of the hidden patches of each item's image, likewise
     TOKENS = "tokens"  # all that a fusion reads of each item, as a stream, to fuse a text with another item's image
     NODES = "nodes"  # vectors of items and of users known by id, before a graph propagates them and after
+    GRAPH_VIEWS = "graph_views"  # the same as graphs give them that lack edges or nodes, drawn anew in every step
 
 
 class WindowRequest(Config):
@@ -167,7 +168,8 @@ class Hiding:
 
 
 LOSSES_OF_ITEMS = frozenset({View.WORDS, View.PATCHES})
-DRAWS_OF_ITEMS = LOSSES_OF_ITEMS | {View.TOKENS}  # for these a batch says what is random about its items
+DRAWS_OF_ITEMS = LOSSES_OF_ITEMS | {View.TOKENS}
+DRAWS = DRAWS_OF_ITEMS | {View.GRAPH_VIEWS}  # for these a batch says what is random about its items, or about the graph
 STREAMS_OF_TRAINING = frozenset({View.REWORDED, View.SYNTHETIC}) | DRAWS_OF_ITEMS
 
 

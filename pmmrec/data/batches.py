@@ -30,7 +30,7 @@ from pmmrec.data.splits.leave_one_out import LeaveOneOutConfig
 from pmmrec.data.user_sample import UserSampleConfig
 from pmmrec.errors import RecipeError
 from pmmrec.packing import HostArray
-from pmmrec.requests import DRAWS_OF_ITEMS, Holding, NextItems, Requests, View, WindowRequest
+from pmmrec.requests import DRAWS, Holding, NextItems, Requests, View, WindowRequest
 from pmmrec.settings import Config
 
 Ints = NDArray[np.int64]
@@ -199,8 +199,8 @@ class BatchBuilder:
         return dataclasses.replace(first, more=tuple(more))
 
     def _with_draw(self, batch: Batch, place: tuple[int, int, int]) -> Batch:
-        """The batch with a number that decides what is random about its items, where an objective asks for that."""
-        if not self._requests.views & DRAWS_OF_ITEMS:
+        """The batch with a number that decides what is random of items or graph, where an objective asks for that."""
+        if not self._requests.views & DRAWS:
             return batch
         draw = torch.tensor(generator(self._seed, Purpose.HIDING, *place).integers(1 << 62), dtype=torch.int64)
         return dataclasses.replace(batch, items=dataclasses.replace(batch.items, draw=draw))

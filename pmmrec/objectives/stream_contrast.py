@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from pmmrec.context import BuildContext
 from pmmrec.contracts import Term, Views
 from pmmrec.objectives import Objective, objectives
-from pmmrec.objectives.target_contrast import num_targets
+from pmmrec.objectives.in_batch import num_targets
 from pmmrec.objectives.targets import TargetsConfig, TargetStates
 from pmmrec.precision import outside_autocast
 

@@ -3,24 +3,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import Self
 
 from pmmrec.context import BuildContext
 from pmmrec.contracts import Term, Views
 from pmmrec.objectives import Objective, objectives
+from pmmrec.objectives.in_batch import num_targets, told_apart
 from pmmrec.objectives.targets import TargetsConfig, TargetStates
 from pmmrec.precision import outside_autocast, widened
 from pmmrec.requests import View
-
-NO_TARGET = -1
 
 
 class TargetContrastConfig(TargetsConfig):
@@ -84,39 +80,13 @@ class TargetContrast(Objective):
 
     def _term(self, views: Views) -> Term:
         targets = TargetStates.read(views, self.config, "target_contrast")
-        target_K, target_K1 = targets.target_K, targets.target_K[:, None]
         if self.config.similarity == "cosine":
             unit_KD = F.normalize(widened(targets.query.hidden_KD), dim=1)
             score_KU = unit_KD @ F.normalize(widened(views.items.fused_UD), dim=1).T / self.config.temperature
         else:
             score_KU = views.score(targets.query) / self.config.temperature
-        weight_U = num_targets(views, targets, score_KU.dtype)
-        num_negative_K = weight_U.sum() - weight_U[target_K]
-        bias_KU = weight_U.log().expand_as(score_KU).scatter(1, target_K1, 0.0)  # -inf: is nobody's target
-        is_open_KU = (bias_KU > -math.inf).scatter(1, target_K1, value=False)
+        made_K1 = None
         if self.config.synthetic:
-            made_K1 = views.score(targets.query, target_K1, stream=View.SYNTHETIC.value) / self.config.temperature
-            score_KU, num_negative_K = torch.cat((score_KU, made_K1), dim=1), num_negative_K + 1
-            bias_KU, is_open_KU = F.pad(bias_KU, (0, 1)), F.pad(is_open_KU, (0, 1), value=True)
-        is_counted_K = targets.is_counted_K & (num_negative_K > 0)
-        loss_K = F.cross_entropy(score_KU + bias_KU, target_K, reduction="none")
-        loss = torch.where(is_counted_K, loss_K, 0.0).sum()
-
-        best_K = score_KU.detach().masked_fill(~is_open_KU, -math.inf).amax(dim=1)
-        is_right_K = is_counted_K & (score_KU.detach().gather(1, target_K1)[:, 0] > best_K)
-        count, num_right = is_counted_K.sum().to(loss.dtype), is_right_K.sum().to(loss.dtype)
-        chance = torch.where(is_counted_K, num_negative_K.log1p(), 0.0).sum()
-        return Term(loss, count, {"chance": torch.stack((chance, count)), "accuracy": torch.stack((num_right, count))})
-
-
-def num_targets(views: Views, targets: TargetStates, dtype: torch.dtype) -> Tensor:
-    """`(U,)`: of how many positions that count, in all processes, each item is the target."""
-    query = targets.query
-    target_BL = torch.full_like(query.states.is_valid_BL, NO_TARGET, dtype=dtype)
-    found_K = torch.where(targets.is_counted_K, targets.target_K, NO_TARGET)
-    target_BL = target_BL.index_put((query.user_K, query.position_K), found_K.to(dtype))
-    if views.peers is not None:
-        target_BL = views.peers.of_all(target_BL)
-    target = target_BL.flatten().to(torch.int64)
-    none_U = torch.zeros(len(views.items.fused_UD), dtype=dtype, device=target.device)
-    return none_U.scatter_add(0, target.clamp(min=0), (target != NO_TARGET).to(dtype))
+            made_K1 = views.score(targets.query, targets.target_K[:, None], stream=View.SYNTHETIC.value)
+            made_K1 = made_K1 / self.config.temperature
+        return told_apart(score_KU, made_K1, num_targets(views, targets, score_KU.dtype), targets)

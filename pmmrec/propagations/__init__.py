@@ -20,10 +20,12 @@ class Propagation(nn.Module, ABC):
         reads_graph: Whether it reads the interactions of training. Then it serves the domain that it was trained on
             alone, every step holds the whole catalogue, and users must be known by id.
         streams: Names of the streams of items that it reads beside their vectors.
+        gives_views: Whether it makes views of nodes with a draw; see `Nodes.views`.
     """
 
     reads_graph: bool = False
     streams: frozenset[str] = frozenset()
+    gives_views: bool = False
 
     def begin_epoch(self, epoch: int) -> None:
         """Prepare for an epoch, numbered from 1: a pure function of the context's seed and the epoch."""

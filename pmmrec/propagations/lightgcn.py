@@ -86,13 +86,20 @@ class LightGCN(Propagation):
     def forward(self, nodes: Nodes) -> Nodes:
         """Vectors of all items and users. ValueError where they are not those of the graph."""
         user_MD, item_ND = checked(nodes, self.graph, "lightgcn")
-        adjacency = self._pruned if self.training and self._pruned is not None else self._whole
         with outside_autocast(item_ND.device):
-            x_VD = torch.cat((widened(user_MD), widened(item_ND)))
-            mean_VD = self._mean(x_VD, adjacency)
-        user_MD, passed_ND = mean_VD[: len(user_MD)], mean_VD[len(user_MD) :]
-        passed_ND = passed_ND + item_ND if self.adds_items else passed_ND
+            user_MD, passed_ND = self.passed(widened(user_MD), widened(item_ND), self.adjacency)
         return Nodes(replace(nodes.items, fused_UD=passed_ND), user_MD)
+
+    @property
+    def adjacency(self) -> Adjacency:
+        """The edges that are read now: in training those of the epoch."""
+        return self._pruned if self.training and self._pruned is not None else self._whole
+
+    def passed(self, user_MD: Tensor, item_ND: Tensor, adjacency: Adjacency) -> tuple[Tensor, Tensor]:
+        """What these edges make of vectors of all users and items, outside autocast."""
+        mean_VD = self._mean(torch.cat((user_MD, item_ND)), adjacency)
+        user_MD, passed_ND = mean_VD[: len(user_MD)], mean_VD[len(user_MD) :]
+        return user_MD, passed_ND + item_ND if self.adds_items else passed_ND
 
     def _mean(self, x_VD: Tensor, adjacency: Adjacency) -> Tensor:
         sum_VD = x_VD

@@ -70,6 +70,7 @@ class TrainingTask(nn.Module):
             _refuse_unfit(name, term, recommender, has_targets="targets" in type(configs[name]).model_fields)
             if term.shares_negatives:
                 _refuse_own_negatives(name, terms)
+        _refuse_missing_views(terms, gives_views=recommender.propagation.gives_views)
         meet(terms, recommender.item_encoder)
         recommender.item_encoder.asked = _asked_streams(terms, recommender)
         recommender.item_encoder.gives_vectors = any(term.reads_vectors for term in terms.values())
@@ -162,6 +163,8 @@ class TrainingTask(nn.Module):
             items = items_of_all(items, whole, with_cls=View.MODALITIES in self.requests.views)
         asks_nodes = View.NODES in self.requests.views
         nodes = self.recommender.nodes(items, with_users=asks_nodes)
+        if View.GRAPH_VIEWS in self.requests.views:
+            nodes = dataclasses.replace(nodes, draw=batch.items.draw)
         propagated = self.recommender.propagate(nodes)
         views = self._views(propagated.items, batch, self._states(propagated, batch.windows))
         return dataclasses.replace(views, unpropagated=nodes, propagated=propagated) if asks_nodes else views
@@ -281,6 +284,21 @@ def _refuse_own_negatives(name: str, terms: Mapping[str, Objective]) -> None:
                 f"objectives.{name}.negatives: no other objective draws these negatives for these targets; give those "
                 "of an objective that draws some, or null for none"
             )
+
+
+def _refuse_missing_views(terms: Mapping[str, Objective], *, gives_views: bool) -> None:
+    """RecipeError where an objective contrasts views that the graph does not give, or none does those that it gives."""
+    readers = [name for name, term in terms.items() if View.GRAPH_VIEWS in term.requests.views]
+    if readers and not gives_views:
+        raise RecipeError(
+            f"objectives.{readers[0]}: contrasts views of the graph, which model.propagation does not give; set "
+            f"model.propagation.views={{}} with type stream_graph, or take it away (objectives.{readers[0]}=null)"
+        )
+    if terms and gives_views and not readers:
+        raise RecipeError(
+            "model.propagation.views: has no effect, no objective contrasts them; set model.propagation.views=null, or "
+            "add an objective of type graph_contrast"
+        )
 
 
 def _refuse_unfit(name: str, term: Objective, recommender: Recommender, *, has_targets: bool) -> None:
