@@ -126,7 +126,7 @@ def compare(
         if as_json:
             show_json(found.record())
         else:
-            show(*found.tables, *map(Sentence, found.lines()))
+            show(*found.tables, *found.tests, *map(Sentence, found.lines()))
 
 
 @app.command()

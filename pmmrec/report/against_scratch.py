@@ -97,6 +97,7 @@ def against_scratch(transfer: Path, scratch: Path) -> list[RenderableType]:
     bests = [_best(folder) for folder in (transfer, scratch)]
     return [
         *compared.tables,
+        *compared.tests,
         *map(Sentence, _epoch_lines(transfer, systems, bests)),
         *map(Sentence, compared.lines()),
         *map(Sentence, _verdict(compared, ours, theirs)),

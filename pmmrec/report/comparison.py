@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,16 @@ from torch import Tensor
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.metrics import Measured, query_metrics
 from pmmrec.evaluation.outcome import METRICS_FILE, DomainOutcome, Outcome, StratumOutcome, read_outcome
-from pmmrec.evaluation.significance import Interval, difference_interval, holm, mean_interval, over_users, sign_flip_p
+from pmmrec.evaluation.significance import Interval, mean_interval, over_users
 from pmmrec.homes import expanded
 from pmmrec.report.outcomes import measure_title
+from pmmrec.report.paired import Figures, PairedDifference, adjusted, paired, table_of_tests
 from pmmrec.report.ranks import RankedTargets, ranks_file, read_ranked, same_targets
 from pmmrec.report.tables import ResultRow, results, shown_names
 from pmmrec.tables import PlainTable
 
-ALPHA = 0.05
 CHANCE = "random"  # tested only on request: each test raises the adjusted p-values, and this one says little
 SAME_MEAN = 1e-9  # tolerance between means of the same values, summed in another order
-Figures = Mapping[str, NDArray[np.float64]]  # metric -> (M, Q)
 
 
 @dataclass(frozen=True)
@@ -51,34 +50,6 @@ class ComparedSystem:
         if not epochs or len(epochs) < len(self.outcomes):
             return None
         return epochs[0] if len(epochs) == 1 else sum(epochs) / len(epochs)
-
-
-@dataclass(frozen=True)
-class PairedDifference:
-    """The difference of two systems on one metric: first minus second, paired over users."""
-
-    first: str
-    second: str
-    metric: str
-    domain: str
-    interval: Interval
-    p: float
-    p_holm: float  # adjusted by Holm over all tests of the comparison
-
-    @property
-    def is_shown(self) -> bool:
-        """Whether both the test and the interval, which includes seeds, separate the systems."""
-        return self.p_holm < ALPHA and self.interval.excludes_zero
-
-    def words(self) -> str:
-        """A sentence that says which system is better, and by how much."""
-        mean, low, high = (100 * x for x in (self.interval.mean, self.interval.low, self.interval.high))
-        first, second = self.first, self.second
-        if self.is_shown and mean < 0:
-            first, second, mean, low, high = second, first, -mean, -high, -low
-        verdict = f"{first} beats {second}" if self.is_shown else f"no difference shown between {first} and {second}"
-        p = "p<0.001" if self.p_holm < 0.001 else f"p={self.p_holm:.3f}"
-        return f"{verdict} on {self.metric.upper()}: {mean:+.2f} points [{low:.2f}, {high:.2f}], {p} (Holm)"
 
 
 @dataclass(frozen=True)
@@ -127,6 +98,11 @@ class Compared:
         """One table per domain."""
         return tuple(domain.table() for domain in self.domains)
 
+    @property
+    def tests(self) -> tuple[PlainTable, ...]:
+        """A table of every pair by all tests; none where there is no pair."""
+        return (table_of_tests(self.differences),) if self.differences else ()
+
     def record(self) -> dict[str, Any]:
         """The whole comparison for JSON output; differences are first minus second."""
         return {
@@ -146,8 +122,9 @@ class Compared:
         if self.differences:
             asked = len(self.differences)
             lines.append(
-                f"p: paired sign-flip test over users, two-sided, adjusted by Holm for {asked} test(s); intervals: "
-                "95 %, paired bootstrap over users, and over seeds if a system has several"
+                f"p: paired sign-flip test over users, two-sided, adjusted by Holm for {asked} test(s), in the table "
+                "beside a paired t-test and Wilcoxon's signed-rank test; intervals: 95 %, paired bootstrap over users, "
+                "and over seeds if a system has several"
             )
         return [*lines, *(f"note: {note}" for note in self.notes), *(f"warning: {text}" for text in self.warnings)]
 
@@ -189,9 +166,7 @@ def compare(systems: Sequence[ComparedSystem], against: str | None = None) -> Co
         baseline_rows = [ResultRow(baseline, metrics) for baseline, metrics in _fair(about).baselines.items()]
         domains.append(ComparedDomain(about, systems[0].outcomes[0].scenario, tuple(baseline_rows), tuple(rows)))
         raw += _differences(figures, baselines, name, against)
-    adjusted = holm([difference.p for difference in raw])
-    differences = [replace(one, p_holm=p_holm) for one, p_holm in zip(raw, adjusted, strict=True)]
-    return Compared(tuple(domains), tuple(differences), tuple(notes), tuple(_cut_off(systems)))
+    return Compared(tuple(domains), tuple(adjusted(raw)), tuple(notes), tuple(_cut_off(systems)))
 
 
 def _refuse_unknown(systems: Sequence[ComparedSystem], against: str | None) -> None:
@@ -375,8 +350,6 @@ def _differences(
     if against is not None:
         other = figures if against in figures else baselines
         pairs = [(one, (against, other[against])) for one in figures.items() if one[0] != against and against in other]
-    found = []
-    for ((first, a), (second, b)), metric in ((pair, name) for pair in pairs for name in pair[0][1]):
-        p = sign_flip_p(a[metric].mean(axis=0) - b[metric].mean(axis=0))
-        found.append(PairedDifference(first, second, metric, domain, difference_interval(a[metric], b[metric]), p, p))
-    return found
+    return [
+        paired(first, second, metric, domain, a[metric], b[metric]) for (first, a), (second, b) in pairs for metric in a
+    ]

@@ -126,7 +126,7 @@ def _page(systems: Sequence[ComparedSystem], plan: ReportPlan) -> ReportPage:
     names = [system.name for system in systems]
     page = ReportPage(
         title=f"{', '.join(names)} on {_on(systems)}",
-        tables=list(compared.tables),
+        tables=[*compared.tables, *compared.tests],
         words=compared.lines(),
         runs=_runs_table(systems),
     )

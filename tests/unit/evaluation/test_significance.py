@@ -18,6 +18,8 @@ from pmmrec.evaluation.significance import (
     mean_interval,
     over_users,
     sign_flip_p,
+    t_test_p,
+    wilcoxon_p,
 )
 
 
@@ -226,3 +228,20 @@ def test_holm_equals_a_loop_and_its_published_example() -> None:
     assert holm(drawn) == pytest.approx(holm_by_loops(drawn), abs=1e-15)
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02], abs=1e-15)
     assert holm([]) == []
+
+
+def test_t_test_and_wilcoxon_are_those_of_scipy_on_pairs() -> None:
+    rng = np.random.default_rng(3)
+    one_MQ, other_Q = rng.choice([0.0, 0.3, 1.0], size=(2, 80)), rng.choice([0.0, 0.3, 1.0], size=80, p=[0.6, 0.3, 0.1])
+    mean_Q = one_MQ.mean(axis=0)
+    assert t_test_p(one_MQ - other_Q) == pytest.approx(stats.ttest_rel(mean_Q, other_Q).pvalue, rel=1e-12)
+    assert wilcoxon_p(one_MQ - other_Q) == pytest.approx(stats.wilcoxon((mean_Q - other_Q).round(9)).pvalue, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("differences", "of_t", "of_ranks"), [([0.0, 0.0, 0.0], 1.0, 1.0), ([0.5], 1.0, 1.0), ([0.5, 0.5, 0.5], 0.0, 0.25)]
+)
+def test_t_test_and_wilcoxon_are_defined_where_users_do_not_differ_or_all_differ_alike(
+    differences: list[float], of_t: float, of_ranks: float
+) -> None:
+    assert (t_test_p(differences), wilcoxon_p(differences)) == (of_t, of_ranks)

@@ -18,7 +18,8 @@ from scipy import stats
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.outcome import Outcome, StratumOutcome, write_outcome
 from pmmrec.evaluation.significance import Interval
-from pmmrec.report.comparison import PairedDifference, compare, read_systems
+from pmmrec.report.comparison import compare, read_systems
+from pmmrec.report.paired import PairedDifference, PValue
 from pmmrec.report.tables import Percent
 
 
@@ -49,6 +50,27 @@ def test_a_comparison_equals_loops_scipy_and_holm(make_run: MakeRun) -> None:
     assert (hits.p_holm, gains.p_holm) == (expected["hits"], expected["gains"])
 
 
+def test_pairs_are_tested_three_ways_and_each_way_is_adjusted_by_itself(make_run: MakeRun) -> None:
+    runs = [str(make_run("ours", ranks(1))), str(make_run("theirs", ranks(2, better=True)))]
+    compared = compare(read_systems(runs))
+    gains = [np.array(ndcg_by_loops(one)) for one in (ranks(1), ranks(2, better=True))]
+    hits = [(one > 0).astype(float) for one in gains]
+    for name, test in (("t_test", stats.ttest_rel), ("wilcoxon", stats.wilcoxon)):
+        wanted = {"hr@10": float(test(*hits).pvalue), "ndcg@10": float(test(*gains).pvalue)}
+        by_holm = holm_by_loops(wanted)
+        for one in compared.differences:
+            found = getattr(one, name)
+            assert found.p == pytest.approx(wanted[one.metric], rel=1e-9)
+            assert found.p_holm == pytest.approx(by_holm[one.metric], rel=1e-9)
+    (table,) = compared.tests
+    assert table.columns[-3:] == ("sign-flip", "t-test", "Wilcoxon")
+    assert [row[:4] for row in table.rows] == [
+        ["ours", "theirs", "shop", "HR@10"],
+        ["ours", "theirs", "shop", "NDCG@10"],
+    ]
+    assert json.loads(json.dumps(compared.record(), default=vars))["differences"][0]["t_test"].keys() == {"p", "p_holm"}
+
+
 def test_the_better_system_is_named_first(make_run: MakeRun) -> None:
     weak, strong = make_run("weak", ranks(1)), make_run("strong", ranks(2, better=True))
     words = compare(read_systems([str(weak), str(strong)])).lines()
@@ -65,8 +87,9 @@ def test_equal_systems_show_no_difference(make_run: MakeRun) -> None:
 
 
 def test_an_interval_that_contains_zero_shows_no_difference_for_any_p_value() -> None:
-    across = PairedDifference("a", "b", "hr@10", "shop", Interval(0.01, -0.001, 0.02), 0.001, 0.002)
-    apart = PairedDifference("a", "b", "hr@10", "shop", Interval(0.01, 0.001, 0.02), 0.001, 0.06)
+    others = PValue(0.001, 0.002), PValue(0.001, 0.002)
+    across = PairedDifference("a", "b", "hr@10", "shop", Interval(0.01, -0.001, 0.02), 0.001, 0.002, *others)
+    apart = PairedDifference("a", "b", "hr@10", "shop", Interval(0.01, 0.001, 0.02), 0.001, 0.06, *others)
     assert not across.is_shown
     assert not apart.is_shown
     assert apart.words() == "no difference shown between a and b on HR@10: +1.00 points [0.10, 2.00], p=0.060 (Holm)"
