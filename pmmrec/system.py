@@ -180,6 +180,7 @@ class System:
         new_items: Path | str | None = None,
         new_images: Path | str | None = None,
         share: Share | None = None,
+        escape_formulas: bool = False,
         say: Callable[[str], None] | None = None,
     ) -> Scored:
         """Write the best k items of every user, or of some: user_id, rank, item_id, score.
@@ -196,10 +197,11 @@ class System:
             new_items: A table (item_id, text) of items that nobody has touched, candidates beside those of the domain.
             new_images: A folder of their pictures.
             share: Which part of the work is this process's.
+            escape_formulas: Put a ' before ids in a csv that a spreadsheet would compute, such as =cmd().
             say: Called once a minute with a line that tells how far it has come; None: bars on a terminal.
         """
         share, place, blend = share or Share(), expanded(Path(out)), self._blend.given("score")
-        check_lists_out(place, share.count)
+        check_lists_out(place, share.count, escapes=escape_formulas)
         if new_images is not None and new_items is None:
             raise RecipeError("--new-images: has no effect without --new-items; leave it out")
         opened = _opened(domain, streamed=True)
@@ -220,7 +222,7 @@ class System:
             weights = f"{weights_name(self.checkpoint)} {self._popularity} {blend or ''}"
             asked = f"{weights} {k} {seen} {made_by('pixels', 'vectors')}"
             name = hashlib.sha256(f"{items} {asked}".encode()).hexdigest()
-            job = ScoreJob(place, histories, chosen, share=share, name=name)
+            job = ScoreJob(place, histories, chosen, share=share, name=name, escapes=escape_formulas)
             model = self._model_for(opened) if ready is None else ready.model
             how: dict[str, Any] = {"blend": blend, "threads": torch.get_num_threads()}
             maker = list_maker(model, candidates, opened, k, seen, self.device, **how)

@@ -81,7 +81,7 @@ def export_command(
     ] = None,
     images: Annotated[bool, Option(help="Whether to write pictures.")] = True,
     escape_formulas: Annotated[
-        bool, Option("--escape-formulas", help="csv: put a ' before values that a spreadsheet would compute.")
+        bool, Option("--escape-formulas", help="csv, mmrec: put a ' before values that a spreadsheet would compute.")
     ] = False,
 ) -> None:
     """Write a domain as files that other programs read, and `pmmrec data import` reads again."""

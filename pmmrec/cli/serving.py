@@ -56,6 +56,9 @@ def score(
         Path | None, Option(metavar="FILE", help="Items without interactions: csv, tsv or parquet with item_id, text.")
     ] = None,
     new_images: Annotated[Path | None, Option(metavar="FOLDER", help="Pictures of new items: ITEM_ID.jpg, ...")] = None,
+    escape_formulas: Annotated[
+        bool, Option("--escape-formulas", help="csv: put a ' before ids that a spreadsheet would compute.")
+    ] = False,
     popularity: Popularity = None,
     blend: BlendOption = None,
     max_unreadable: MaxUnreadable = 0.05,
@@ -94,6 +97,7 @@ def score(
             new_items=new_items,
             new_images=new_images,
             share=share,
+            escape_formulas=escape_formulas,
             say=_line_sayer(),
         )
         typer.echo(scored.line())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +18,7 @@ import torch
 from pmmrec.atomic import whole_file
 from pmmrec.errors import RecipeError
 from pmmrec.evaluation.recommend import TopItems
+from pmmrec.formulas import count_formulas, escaped
 
 SCHEMA = pa.schema(
     [
@@ -32,43 +34,64 @@ ROWS_OF_GROUP = 100_000  # least number of rows written at once, except for the 
 Write = Callable[[pa.Table], object]
 
 
-def write_lists(path: Path, lists: Iterable[tuple[pa.Array, TopItems]], item_ids: pa.Array) -> int:
+@dataclass(frozen=True)
+class Written:
+    """What a file of lists holds."""
+
+    num_rows: int
+    num_formulas: int = 0  # ids in a csv that begin as a formula does
+
+
+def write_lists(
+    path: Path, lists: Iterable[tuple[pa.Array, TopItems]], item_ids: pa.Array, *, escapes: bool = False
+) -> Written:
     """Stream lists, each with the ids of its users, to a file with columns user_id, rank (from 1), item_id, score.
 
-    The file is whole or absent. Returns the number of rows. Raises RecipeError if the file exists, MachineError if the
-    disk is full.
+    The file is whole or absent. `escapes`: ids in a csv that a spreadsheet would take for a formula get a `'` in front.
+    Raises RecipeError if the file exists, MachineError if the disk is full.
     """
     if path.exists():
         raise RecipeError(f"{path}: exists; name another file or remove this one")
-    num_rows, waiting, num_waiting = 0, [SCHEMA.empty_table()], 0
+    num_rows, num_formulas, waiting, num_waiting = 0, 0, [SCHEMA.empty_table()], 0
+    is_csv = path.suffix.lower() == CSV
     # Opened here, because pyarrow expands `~` in a name differently.
     with (
         whole_file(path, replace=False) as draft,
         draft.open("wb") as file,
-        _writing(file, path.suffix.lower()) as write,
+        _writing(file, path.suffix.lower(), escapes=escapes) as write,
     ):
         for user_ids, top in lists:
             waiting.append(_rows(top, user_ids, item_ids))
             num_waiting += waiting[-1].num_rows
+            num_formulas += sum(map(count_formulas, _ids(waiting[-1]))) if is_csv else 0
             if num_waiting >= ROWS_OF_GROUP:
                 write(pa.concat_tables(waiting))
                 num_rows, waiting, num_waiting = num_rows + num_waiting, [], 0
         if waiting and (num_waiting or not num_rows):
             write(pa.concat_tables(waiting))
-    return num_rows + num_waiting
+    return Written(num_rows + num_waiting, num_formulas)
+
+
+def _ids(table: pa.Table) -> list[pa.ChunkedArray]:
+    return [table["user_id"], table["item_id"]]
 
 
 @contextmanager
-def _writing(file: BinaryIO, suffix: str) -> Iterator[Write]:
+def _writing(file: BinaryIO, suffix: str, *, escapes: bool) -> Iterator[Write]:
     """A function that writes tables of the schema to an open file."""
     if suffix == CSV:
         with pacsv.CSVWriter(file, SCHEMA) as csv:
-            yield csv.write_table
+            yield (lambda table: csv.write_table(_escaped(table))) if escapes else csv.write_table
     elif suffix == JSON_LINES:
         yield lambda table: file.writelines(_json_lines(table))
     else:
         with pq.ParquetWriter(file, SCHEMA) as parquet:
             yield lambda table: parquet.write_table(table, row_group_size=max(1, len(table)))
+
+
+def _escaped(table: pa.Table) -> pa.Table:
+    users, items = map(escaped, _ids(table))
+    return pa.table([users, table["rank"], items, table["score"]], schema=SCHEMA)
 
 
 def _json_lines(table: pa.Table) -> Iterator[bytes]:

@@ -20,9 +20,10 @@ from pmmrec.data.importers.user_list import read_user_ids
 from pmmrec.errors import DataError, MachineError, RecipeError
 from pmmrec.evaluation.recommend import ListMaker, NotFiniteError, TopItems
 from pmmrec.evaluation.share import Share
+from pmmrec.formulas import formulas_line
 from pmmrec.naming import suffix_of
 from pmmrec.progress import Progress
-from pmmrec.serving.lists import PARQUET, SUFFIXES, write_lists
+from pmmrec.serving.lists import CSV, PARQUET, SUFFIXES, write_lists
 
 USERS_AT_ONCE = 8192
 MAX_SHOWN = 5
@@ -39,11 +40,13 @@ class Scored:
     num_users: int
     num_rows: int
     seconds: float
+    note: str = ""  # on the file; empty: none
 
     def line(self) -> str:
         """For people."""
         pace = f" in {self.seconds:,.1f} s, {self.num_users / self.seconds:,.0f} users/s" if self.seconds else ""
-        return f"{self.path}: {self.num_rows:,} rows for {self.num_users:,} users{pace}"
+        note = f"; {self.note}" if self.note else ""
+        return f"{self.path}: {self.num_rows:,} rows for {self.num_users:,} users{pace}{note}"
 
 
 def check_out(out: Path) -> None:
@@ -60,12 +63,15 @@ def check_out(out: Path) -> None:
         raise MachineError(f"--out {out}: {above} cannot be written to: {error.strerror}") from error
 
 
-def check_lists_out(out: Path, num_processes: int) -> None:
+def check_lists_out(out: Path, num_processes: int, *, escapes: bool = False) -> None:
     """Check before any work that lists can be written to `out`: a file of one process, or a folder of several.
 
-    Raises RecipeError if the suffix is not a supported format, and what `check_out` raises.
+    Raises RecipeError if the suffix is not a supported format, or if formulas are to be escaped in another than csv,
+    and what `check_out` raises.
     """
     check_out(out)
+    if escapes and out.suffix.lower() != CSV:
+        raise RecipeError(f"--escape-formulas: has no effect on {out}, which is not a {CSV}; leave it out")
     if num_processes == 1:
         suffix_of(out, SUFFIXES, "--out")
     elif out.suffix.lower() in SUFFIXES and out.suffix.lower() != PARQUET:
@@ -98,11 +104,18 @@ class ScoreJob:
     """A table of top-k lists that one or several processes write."""
 
     def __init__(
-        self, out: Path, histories: Histories, users: NDArray[np.int64] | None, *, share: Share, name: str
+        self,
+        out: Path,
+        histories: Histories,
+        users: NDArray[np.int64] | None,
+        *,
+        share: Share,
+        name: str,
+        escapes: bool = False,
     ) -> None:
         """`name` identifies the lists: it changes with all that affects them. Raises what `check_lists_out` raises."""
-        check_lists_out(out, share.count)
-        self._out, self._histories, self._share = out, histories, share
+        check_lists_out(out, share.count, escapes=escapes)
+        self._out, self._histories, self._share, self._escapes = out, histories, share, escapes
         span = share.span(histories.num_users if users is None else len(users))
         self._users: Users = span if users is None else users[span]
         self._num_users = span.stop - span.start
@@ -119,11 +132,14 @@ class ScoreJob:
         """
         started_s = time.monotonic()
         if self._share.count == 1:
-            num_rows = write_lists(self._out, self._lists(maker, item_ids, progress), item_ids)
-            return Scored(self._out, self._num_users, num_rows, time.monotonic() - started_s)
+            lists = self._lists(maker, item_ids, progress)
+            written = write_lists(self._out, lists, item_ids, escapes=self._escapes)
+            note = formulas_line(written.num_formulas, escapes=self._escapes) if written.num_formulas else ""
+            return Scored(self._out, self._num_users, written.num_rows, time.monotonic() - started_s, note)
         path = self._unfinished / self._part(self._share.index)
-        finished = _num_rows(path)
-        num_rows = write_lists(path, self._lists(maker, item_ids, progress), item_ids) if finished is None else finished
+        num_rows = _num_rows(path)
+        if num_rows is None:
+            num_rows = write_lists(path, self._lists(maker, item_ids, progress), item_ids).num_rows
         scored = Scored(self._out / path.name, self._num_users, num_rows, time.monotonic() - started_s)
         self._finish()
         return scored

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import yaml
 
 from pmmrec.atomic import whole_file
+from pmmrec.formulas import CsvWriter
 from pmmrec.settings import Tree
 from pmmrec.tuning.record import Ending, best_first
 from pmmrec.tuning.space import keys_of
@@ -60,15 +60,18 @@ def best_rows(endings: Sequence[Ending], short: Mapping[str, str], metric: str) 
 
 
 def write_trials(folder: Path, endings: Sequence[Ending], paths: Sequence[str]) -> None:
-    """Write trials.csv: every trial that ended, with full paths of its settings."""
+    """Write trials.csv: every trial that ended, with full paths of its settings.
+
+    It is for people to open, so a text that a spreadsheet would take for a formula gets a `'` in front.
+    """
     header = ["trial", "state", "value", "best_epoch", "epochs", "seconds", *paths, "message"]
     with whole_file(folder / TRIALS_FILE) as draft, draft.open("w", encoding="utf-8", newline="") as file:
-        lines = csv.writer(file)
-        lines.writerow(header)
+        lines = CsvWriter(file, escapes=True)
+        lines.write([[name] for name in header])
         for ending in endings:
             about = (folder_name(ending.number), ending.state, ending.value, ending.best_epoch, ending.num_epochs)
             values = [_plain(ending.values.get(path)) for path in paths]
-            lines.writerow([*about, ending.seconds, *values, ending.message])
+            lines.write([[value] for value in (*about, ending.seconds, *values, ending.message)])
 
 
 def write_recipe(path: Path, tree: Tree, comment: Sequence[str]) -> None:

@@ -40,7 +40,7 @@ class ExportConfig(Config):
 
     @model_validator(mode="after")
     def _has_an_effect(self) -> Self:
-        if self.escape_formulas and self.kind != "csv":
+        if self.escape_formulas and self.kind not in ("csv", "mmrec"):
             raise ValueError(f"escape_formulas has no effect on {self.kind}, which no spreadsheet opens; leave it out")
         return self
 
@@ -86,7 +86,7 @@ def _write(config: ExportConfig, domain: Domain, split: Split | None, folder: Pa
     elif config.kind == "recbole":
         return write_recbole(domain, folder, name, split)
     elif split is not None:
-        return write_mmrec(domain, folder, name, split)
+        return write_mmrec(domain, folder, name, split, escapes=config.escape_formulas)
     return []
 
 

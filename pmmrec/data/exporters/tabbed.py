@@ -16,11 +16,12 @@ from pmmrec.data.exporters.content import WORDS, item_batches, pieces
 from pmmrec.data.exporters.tables import write_csv_items
 from pmmrec.data.splits import Split
 from pmmrec.errors import DataError
+from pmmrec.formulas import CsvWriter, formulas_line
 
 BREAKS = str.maketrans("\t\r\n", "   ")
 TYPED = re.compile(r"[^:]+:(token|token_seq|float|float_seq)")  # a column that was imported from RecBole
 RECBOLE_PARTS = dict(zip(WORDS, ("train", "valid", "test"), strict=True))
-VECTORS_AT_ONCE = 4096
+VECTORS_AT_ONCE, IDS_AT_ONCE = 4096, 100_000
 
 
 def write_recbole(domain: Domain, folder: Path, name: str, split: Split | None) -> list[str]:
@@ -53,11 +54,12 @@ def write_recbole(domain: Domain, folder: Path, name: str, split: Split | None) 
     return ["line ends and tabs in further columns of items are written as blanks"] if domain.attributes else []
 
 
-def write_mmrec(domain: Domain, folder: Path, name: str, split: Split) -> list[str]:
+def write_mmrec(domain: Domain, folder: Path, name: str, split: Split, *, escapes: bool = False) -> list[str]:
     """Write `NAME.inter` with numbers of users and items and the part of each row, and what the numbers stand for.
 
     `u_id_mapping.csv` and `i_id_mapping.csv` give the ids, `items.csv` the texts, `FEATURE.npy` the vectors of
-    each stored feature in item order. Returns notes. Raises DataError for ids with tabs or line ends.
+    each stored feature in item order. Returns notes. `escapes`: ids and texts in these csv files that a spreadsheet
+    would take for a formula get a `'` in front. Raises DataError for ids with tabs or line ends.
     """
     _refuse_breaks(domain)
     times = ["timestamp"] if domain.info.time_unit is not None else []
@@ -67,14 +69,19 @@ def write_mmrec(domain: Domain, folder: Path, name: str, split: Split) -> list[s
             columns += [] if piece.time_H is None else [piece.time_H.tolist()]
             columns += [] if piece.part_H is None else [piece.part_H.tolist()]
             log.writelines(_lines(columns))
+    num_formulas = write_csv_items(domain, folder / "items.csv", escapes=escapes)
     for file, header, ids in (
         ("u_id_mapping.csv", ["user_id", "userID"], domain.user_ids),
         ("i_id_mapping.csv", ["asin", "itemID"], domain.item_ids),
     ):
         with _opened(folder / file, header) as mapping:
-            mapping.writelines(f"{one.as_py()}\t{number}\n" for number, one in enumerate(ids))
-    write_csv_items(domain, folder / "items.csv")
-    return [note for feature in domain.info.features for note in _write_vectors(domain, folder, feature)]
+            writer = CsvWriter(mapping, escapes=escapes, separator="\t")
+            for first in range(0, len(ids), IDS_AT_ONCE):
+                piece = ids.slice(first, IDS_AT_ONCE).to_pylist()
+                writer.write([piece, range(first, first + len(piece))])
+        num_formulas += writer.num_formulas
+    notes = [formulas_line(num_formulas, escapes=escapes)] if num_formulas else []
+    return notes + [note for feature in domain.info.features for note in _write_vectors(domain, folder, feature)]
 
 
 def _write_vectors(domain: Domain, folder: Path, feature: str) -> Iterator[str]:

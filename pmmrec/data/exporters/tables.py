@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 import pyarrow as pa
@@ -18,13 +16,13 @@ from pmmrec.data.domain import Domain
 from pmmrec.data.exporters.content import Piece, item_batches, pieces
 from pmmrec.data.splits import Split
 from pmmrec.errors import DataError
+from pmmrec.formulas import CsvWriter, formulas_line
 from pmmrec.modality import Modality
 
 ROWS_AT_ONCE = 1024  # items with pictures in one row group
 # Milliseconds of the years 1 and 9999, which ISO dates can tell.
 FIRST_DATE, LAST_DATE = -62_135_596_800_000, 253_402_300_799_999
 DATE = pa.timestamp("ms", "UTC")
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what begins a cell that a spreadsheet may compute
 
 
 def write_csv_tables(domain: Domain, folder: Path, split: Split | None, *, escapes: bool = False) -> list[str]:
@@ -43,12 +41,7 @@ def write_csv_tables(domain: Domain, folder: Path, split: Split | None, *, escap
                 columns.append(piece.words())
             writer.write(columns)
     num_formulas += writer.num_formulas
-    if not num_formulas:
-        return []
-    found = f"{num_formulas:,} cells begin as a formula does (=, +, -, @)"
-    if escapes:
-        return [f"{found} and have a ' in front: an import reads it as part of the value"]
-    return [f"{found}, which a spreadsheet may compute: open the files as text, or export with --escape-formulas"]
+    return [formulas_line(num_formulas, escapes=escapes)] if num_formulas else []
 
 
 def write_csv_items(domain: Domain, path: Path, *, escapes: bool = False) -> int:
@@ -117,30 +110,9 @@ def _times(time_H: NDArray[np.int64], *, has_dates: bool) -> pa.Array:
     return pa.array(time_H, pa.int64()).cast(DATE if has_dates else pa.int64())
 
 
-class _CsvWriter:
-    """Writes columns as rows of a csv file, and counts texts that begin as a formula does."""
-
-    def __init__(self, file: TextIO, *, escapes: bool) -> None:
-        self._writer, self._escapes, self.num_formulas = csv.writer(file, lineterminator="\n"), escapes, 0
-
-    def write(self, columns: Iterable[Sequence[object]]) -> None:
-        """Write a piece of each column."""
-        self._writer.writerows(zip(*(self._safe(column) for column in columns), strict=True))
-
-    def _safe(self, column: Sequence[object]) -> Sequence[object]:
-        places = [place for place, cell in enumerate(column) if isinstance(cell, str) and cell.startswith(FORMULA)]
-        self.num_formulas += len(places)
-        if not (places and self._escapes):
-            return column
-        safe = list(column)
-        for place in places:
-            safe[place] = f"'{column[place]}"
-        return safe
-
-
 @contextlib.contextmanager
-def _csv_file(path: Path, names: Sequence[str], *, escapes: bool) -> Iterator[_CsvWriter]:
+def _csv_file(path: Path, names: Sequence[str], *, escapes: bool) -> Iterator[CsvWriter]:
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = _CsvWriter(file, escapes=escapes)
+        writer = CsvWriter(file, escapes=escapes)
         writer.write([[name] for name in names])
         yield writer

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import codecs
+import io
 import re
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from pmmrec.errors import DataError
 
 MAX_LINE_BYTES = 2_000_000  # of a row that DuckDB reads
 QUOTE = b'"'
+QUOTED_BLOCK_BYTES = 60_000  # one row that is not of the usual form makes it be read line by line
 PLAIN_BLOCK_BYTES = 900_000  # so that a line without an end in one of them may be longer than `MAX_LINE_BYTES`
 _Patterns = dict[bool, dict[bool, re.Pattern[bytes]]]
 
@@ -60,11 +61,18 @@ def quoting_of(path: Path, separator: str, *, is_strict: bool, shown: Path | Non
         return Quoting(True, num_lines, num_lines, num_read=num_lines)
     scan = _Scan(separator, allows_blanks=not is_strict)
     with path.open("rb") as file:
-        for number, line in enumerate(iter(partial(file.readline, MAX_LINE_BYTES + 2), b""), start=1):
-            is_too_long = len(line) > MAX_LINE_BYTES and not line.endswith(b"\n")
-            if is_too_long or (number == 1 and not line.endswith(b"\n")):
-                return Quoting()  # DuckDB refuses the line, or there is no row, or lines end as on an old Mac
-            scan.take(number, line.removeprefix(codecs.BOM_UTF8 if number == 1 else b""))
+        first = file.readline(MAX_LINE_BYTES + 2)
+        if not first.endswith(b"\n"):
+            return Quoting()  # DuckDB refuses the line, or there is no row, or lines end as on an old Mac
+        scan.take(first.removeprefix(codecs.BOM_UTF8))
+        while block := file.read(QUOTED_BLOCK_BYTES):
+            block += file.readline(MAX_LINE_BYTES + 2)
+            if len(block) <= MAX_LINE_BYTES and scan.took_whole(block):
+                continue
+            for line in io.BytesIO(block):
+                if len(line) > MAX_LINE_BYTES + line.endswith(b"\n") * 2:
+                    return Quoting()  # DuckDB refuses the line
+                scan.take(line)
     scan.end()
     num_records = scan.num_records if scan.follows_rules else None
     if not is_strict or (scan.follows_rules and not scan.num_inside):
@@ -140,6 +148,16 @@ def _line_patterns(sign: bytes, lead: bytes = b"", trail: bytes = b"") -> _Patte
     }
 
 
+def _rows_pattern(sign: bytes, num_separators: int, ends_in: bytes, *, is_strict: bool) -> re.Pattern[bytes]:
+    """Lines that hold one row each, of so many values, by the rules and without a return within a value.
+
+    `is_strict`: nor with a separator within a value, so that they are rows without quoting, too.
+    """
+    inner = rb'[^"\r\n%b]*' % (sign if is_strict else b"")
+    value = rb'(?:"%b(?:""%b)*"|[^"\r\n%b]*)' % (inner, inner, sign)
+    return re.compile(rb"(?:%b(?:%b%b){%d}%b)*" % (value, sign, value, num_separators, ends_in))
+
+
 class _Scan:
     """What the lines of a file say about its quoting."""
 
@@ -150,18 +168,33 @@ class _Scan:
         self._lenient = _line_patterns(sign, rb" ?", rb" *") if allows_blanks else None  # as DuckDB reads blanks
         self._separator = separator.encode()
         self._num_separators, self._ends_in = -1, b""
+        self._rows: re.Pattern[bytes] | None = None
         self._is_open = False
         self.follows_rules = self.has_shape = True
         self.num_lines = self.num_records = self.num_inside = self.num_padded = self.num_read = 0
         self.first_odd = self.first_swallowed = self.first_padded = 0
 
-    def take(self, number: int, line: bytes) -> None:
+    def took_whole(self, block: bytes) -> bool:
+        """Read lines at once that all hold one row of the usual form; where some do not, nothing is read."""
+        if self._rows is None or self._is_open or self._rows.fullmatch(block) is None:
+            return False
+        num_rows = block.count(b"\n")
+        self.num_read += num_rows
+        self.num_lines += num_rows
+        self.num_records += num_rows
+        return True
+
+    def take(self, line: bytes) -> None:
         """Read the next line."""
         ends_in = b"\r\n" if line.endswith(b"\r\n") else line[-1:] if line.endswith(b"\n") else b""
         line = line.removesuffix(ends_in)
-        self.num_read = number
+        self.num_read += 1
+        number = self.num_read
         if self._num_separators < 0:
             self._num_separators, self._ends_in = self._quoted.sub(b"", line).count(self._separator), ends_in
+            if self._num_separators:  # the only value of a row may be empty, and its line too
+                sign, is_strict = re.escape(self._separator), self._lenient is None
+                self._rows = _rows_pattern(sign, self._num_separators, ends_in, is_strict=is_strict)
         if not line and self._num_separators:
             return  # DuckDB skips it; the only value of a row may be empty
         is_row = ends_in in (self._ends_in, b"") and self._has_all_values(line)

@@ -177,23 +177,29 @@ def test_csv_holds_texts_as_they_are(home: Path) -> None:
     assert [row[1] for row in rows[1:]] == [TEXTS[0], "a &amp;lt; b", "", *TEXTS[3:]]
 
 
+@pytest.mark.parametrize("kind", ["csv", "mmrec"])
 @pytest.mark.parametrize("escapes", [False, True])
 def test_a_csv_says_which_cells_a_spreadsheet_would_compute_and_escapes_them_where_asked(
-    home: Path, escapes: bool
+    home: Path, escapes: bool, kind: str
 ) -> None:
     items = {"item_id": ["=1+1", "b"], "text": ["=cmd()|' /C calc'!A0", "plain = text"], "note": ["@x", "-5"]}
     log = {"user_id": ["+u", "v"], "item_id": ["=1+1", "b"], "timestamp": [-3, 4]}
     domain = Domain.from_tables(items, log, out=home / "domain", k_core=None)
-    told = exported(domain, home / "files", "csv", **({"escape_formulas": True} if escapes else {}))
+    told = exported(domain, home / "files", kind, **({"escape_formulas": True} if escapes else {}))
     assert any(line.startswith("6 cells begin as a formula does") for line in told)
     sign = "'" if escapes else ""
-    rows = [
-        list(csv.reader((home / "files" / name).open(encoding="utf-8", newline="")))[1:]
-        for name in ("items.csv", "interactions.csv")
-    ]
+
+    def rows(name: str, separator: str = ",") -> list[list[str]]:
+        with (home / "files" / name).open(encoding="utf-8", newline="") as file:
+            return list(csv.reader(file, delimiter=separator))[1:]
+
     first = [f"{sign}=1+1", f"{sign}=cmd()|' /C calc'!A0", f"{sign}@x"]
-    assert rows[0] == [first, ["b", "plain = text", f"{sign}-5"]]
-    assert rows[1] == [[f"{sign}+u", f"{sign}=1+1", "-3"], ["v", "b", "4"]]
+    assert rows("items.csv") == [first, ["b", "plain = text", f"{sign}-5"]]
+    if kind == "csv":
+        assert rows("interactions.csv") == [[f"{sign}+u", f"{sign}=1+1", "-3"], ["v", "b", "4"]]
+    else:
+        assert rows("u_id_mapping.csv", "\t") == [[f"{sign}+u", "0"], ["v", "1"]]
+        assert rows("i_id_mapping.csv", "\t") == [[f"{sign}=1+1", "0"], ["b", "1"]]
 
 
 def test_escaped_formulas_are_refused_where_no_spreadsheet_reads_them(home: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from pmmrec.errors import DataError, RecipeError
 from pmmrec.evaluation.recommend import TopItems
 from pmmrec.serving import lists as serving_lists
-from pmmrec.serving.lists import SUFFIXES, write_lists
+from pmmrec.serving.lists import SUFFIXES, Written, write_lists
 from pmmrec.serving.score import check_lists_out
 
 USERS = ["u0", "01", 'a "quoted", user', "日本\nline", "u4"]
@@ -56,7 +56,7 @@ def test_every_format_holds_the_same_rows(
 ) -> None:
     monkeypatch.setattr(serving_lists, "ROWS_OF_GROUP", rows_at_once)
     path = tmp_path / "out" / f"lists{suffix}"
-    assert write_lists(path, chunks(), pa.array(ITEMS, pa.large_string())) == 9
+    assert write_lists(path, chunks(), pa.array(ITEMS, pa.large_string())) == Written(9)
     rows = rows_of(path)
     expected = [(user, rank, (place + rank - 1) % 4) for place, user in enumerate(USERS) for rank in (1, 2)][:-1]
     assert [list(row) for row in rows] == [["user_id", "rank", "item_id", "score"]] * 9
@@ -71,9 +71,22 @@ def test_every_format_holds_the_same_rows(
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("escapes", [False, True])
+def test_ids_in_a_csv_that_a_spreadsheet_would_compute_are_counted_and_escaped_where_asked(
+    tmp_path: Path, suffix: str, escapes: bool
+) -> None:
+    path, items = tmp_path / f"lists{suffix}", ["=1+1", "b\n-2", "'=", "\t@x"]
+    written = write_lists(path, chunks(), pa.array(items, pa.large_string()), escapes=escapes)
+    assert written == Written(9, 5 if suffix == ".csv" else 0)
+    found = {row["item_id"] for row in rows_of(path)}
+    sign = "'" if escapes and suffix == ".csv" else ""
+    assert found == {f"{sign}=1+1", "b\n-2", "'=", f"{sign}\t@x"}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_no_users_make_a_file_without_rows(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"lists{suffix}"
-    assert write_lists(path, iter([]), pa.array(["i"])) == 0
+    assert write_lists(path, iter([]), pa.array(["i"])) == Written(0)
     assert rows_of(path) == []
 
 
@@ -105,6 +118,13 @@ def test_another_suffix_is_refused_by_one_process(tmp_path: Path, name: str) -> 
 @pytest.mark.parametrize("name", ["lists.csv", "lists.CSV", "lists.Parquet", "a.b/lists.jsonl"])
 def test_a_suffix_counts_in_any_case(tmp_path: Path, name: str) -> None:
     check_lists_out(tmp_path / name, 1)
+
+
+def test_escaped_formulas_are_refused_where_no_csv_is_written(tmp_path: Path) -> None:
+    check_lists_out(tmp_path / "lists.csv", 1, escapes=True)
+    for name, num_processes in (("lists.parquet", 1), ("lists", 2)):
+        with pytest.raises(RecipeError, match=r"^--escape-formulas: has no effect on .*, which is not a \.csv"):
+            check_lists_out(tmp_path / name, num_processes, escapes=True)
 
 
 def test_several_processes_write_a_folder_of_parquet(tmp_path: Path) -> None:

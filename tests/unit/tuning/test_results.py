@@ -47,3 +47,11 @@ def test_the_csv_has_every_trial_with_full_paths(tmp_path: Path) -> None:
         first, second = csv.DictReader(file)
     assert (first["trial"], first["value"], first[RATE], first["x"]) == ("0000", "0.25", "0.00123456", "null")
     assert (second["state"], second["message"]) == ("failed", 'said "no", twice')
+
+
+def test_texts_in_the_csv_that_a_spreadsheet_would_compute_are_escaped_and_numbers_are_not(tmp_path: Path) -> None:
+    odd = _ending(0, -0.25, values={RATE: -1e-3, "x": "=cmd()"}, message="-0.5 is no rate")
+    write_trials(tmp_path, [odd], [RATE, "x"])
+    with (tmp_path / "trials.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["value"], row[RATE], row["x"], row["message"]) == ("-0.25", "-0.001", "'=cmd()", "'-0.5 is no rate")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pmmrec.contracts import Modality, PixelInputs, TokenInputs
 from pmmrec.errors import CheckpointError, RecipeError
-from pmmrec.models.build import parameter_table
+from pmmrec.models.build import ModelConfig, build, parameter_table
 from pmmrec.packing import HostArray
 from pmmrec.settings import validate
 from pmmrec.zoo.about import group_of
@@ -185,6 +185,20 @@ def test_every_misfit_of_every_part_is_listed_and_nothing_changes(other: Any, sa
     assert "user_encoder: missing in the checkpoint: " in message
     assert "user_encoder: unknown to the model in the checkpoint: renamed" in message
     assert is_equal(before, other.recommender.state_dict())
+
+
+@pytest.mark.parametrize("max_inputs", [3, 6])
+def test_a_checkpoint_with_positions_for_shorter_or_longer_histories_is_refused(
+    run: Any, backbones: Any, saved: Path, max_inputs: int
+) -> None:
+    tree = run.model_config.model_dump()
+    tree["user_encoder"]["max_inputs"] = max_inputs
+    model = build(validate(ModelConfig, tree, "test"), backbones)
+    before = snapshot(model)
+    shapes = rf"position\.weight \(4, 8\) for \({max_inputs}, 8\)"
+    with pytest.raises(CheckpointError, match=rf"user_encoder: of another shape in the checkpoint: {shapes}"):
+        apply(FULL, Checkpoint.open(saved), model)
+    assert is_equal(before, model.state_dict())
 
 
 def test_a_broken_part_that_is_dropped_stops_the_transfer_before_anything_changes(other: Any, saved_copy: Path) -> None:

@@ -287,3 +287,36 @@ def test_a_file_without_quotes_is_read_in_blocks_as_it_is_by_lines(
         monkeypatch.setattr(quoting, "_num_plain_lines", lambda *_: 0)
         assert found == quoting.quoting_of(path, ",", is_strict=is_strict), repr(text)
     assert num_plain > 60
+
+
+def test_quoted_rows_are_read_in_blocks_as_they_are_line_by_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    usual = ["a,b\n", 'a,"b, c"\n', '"say ""x""",\n', '"","d"\n', ",\n"]
+    odd = ['"a\n', 'b",c\n', 'a, "b"\n', 'a"b,c\n', "\n", "a\n", "a,b,\n", 'a,"b"\r\n', "a\rb,c\n", '"a\r",b\n', "a,b"]
+    path, num_whole, took_whole = tmp_path / "x.csv", 0, quoting._Scan.took_whole
+
+    def judged(*, is_strict: bool) -> Quoting | str:
+        try:
+            return quoting.quoting_of(path, ",", is_strict=is_strict)
+        except DataError as error:
+            return str(error)
+
+    def counted(scan: quoting._Scan, block: bytes) -> bool:
+        nonlocal num_whole
+        is_taken = took_whole(scan, block)
+        num_whole += is_taken
+        return is_taken
+
+    for number in range(400):
+        lines = [str(rng.choice(odd if rng.random() < 0.1 else usual)) for _ in range(rng.integers(1, 20))]
+        header = ["a,b\n", '"a, x","b"\n', '\ufeffa,"b"\n', '"a"\n'][number % 4]
+        path.write_text(header + "".join(lines), newline="")
+        monkeypatch.setattr(quoting, "QUOTED_BLOCK_BYTES", int(rng.integers(1, 60)))
+        monkeypatch.setattr(quoting, "MAX_LINE_BYTES", 12 if number % 3 == 0 else 2_000_000)
+        monkeypatch.setattr(quoting._Scan, "took_whole", counted)
+        found = judged(is_strict=number % 7 in (0, 2, 5))
+        monkeypatch.setattr(quoting._Scan, "took_whole", lambda *_: False)
+        assert found == judged(is_strict=number % 7 in (0, 2, 5)), repr(path.read_text())
+    assert num_whole > 300
