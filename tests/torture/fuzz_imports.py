@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 SUPPORT = ROOT / "tests" / "support"
-DEADLINE = 600  # seconds for one round of all kinds
+DEADLINE = 600  # seconds for the variants of one kind in a round, on a machine that others use too
 MEMORY = Path("/dev/shm")  # noqa: S108  thousands of folders, each flushed to the disk, take long elsewhere
 Counts = collections.Counter[str]
 
@@ -68,6 +69,33 @@ def run_kind(subject: Any, seed: int, examples: int, home: str) -> tuple[Counts,
     return counts, max(seconds)
 
 
+def _followed(words: Sequence[str]) -> tuple[str, str, str]:
+    """How a round ended, what it printed and its errors. It is ended where no line comes for `DEADLINE` seconds."""
+    lines, is_late = list[str](), threading.Event()
+    with tempfile.TemporaryFile("w+", errors="replace") as errors:
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, text=True, errors="replace") as process:
+
+            def end() -> None:
+                is_late.set()
+                process.kill()
+
+            def watch() -> threading.Timer:
+                timer = threading.Timer(DEADLINE, end)
+                timer.start()
+                return timer
+
+            timer = watch()
+            for line in process.stdout or ():
+                timer.cancel()
+                lines.append(line)
+                timer = watch()
+            process.wait()
+            timer.cancel()
+        errors.seek(0)
+        ended = f"no line in {DEADLINE} s" if is_late.is_set() else str(process.returncode)
+        return ended, "".join(lines), errors.read()
+
+
 class Tally:
     """What all rounds found."""
 
@@ -81,12 +109,7 @@ class Tally:
         """One round; a kind that fails, crashes or hangs is told, and the next ones go on in another process."""
         while names:
             words = [sys.executable, __file__, "--here", "--seed", str(seed), "--examples", str(self.examples)]
-            try:
-                options = {"capture_output": True, "text": True, "errors": "replace"}
-                done = subprocess.run([*words, *names], timeout=DEADLINE, check=False, **options)
-                ended, out, error = str(done.returncode), done.stdout, done.stderr
-            except subprocess.TimeoutExpired as late:
-                ended, out, error = f"no end in {DEADLINE} s", (late.stdout or b"").decode(errors="replace"), ""
+            ended, out, error = _followed([*words, *names])
             lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
             for line in lines:
                 if "counts" in line:

@@ -13,6 +13,10 @@ ALIASES: Mapping[str, Sequence[str]] = {
         *("trackid", "songid", "musicid", "artistid", "bookid", "isbn", "gmapid", "businessid", "recipeid", "appid"),
         *("adid", "postid", "docid", "pid", "nid", "vid", "mid", "movie", "article", "product", "news", "video", "id"),
     ),
+    "item_ids": (
+        *("items", "itemidlist", "itemlist", "itemseq", "itemsequence", "sequence", "seq", "history", "itemhistory"),
+        *("clickhistory", "clickeditems", "purchaseditems", "basket", "movieids", "products", "productids"),
+    ),
     "user_id": (
         *("user", "uid", "customerid", "customer", "reviewerid", "reviewer", "sessionid", "session", "visitorid"),
         *("visitor", "memberid", "member", "accountid", "account", "clientid", "client", "buyerid", "personid"),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import duckdb
 
-from pmmrec.data.importers.mapping import apply_mapping, best_guess
+from pmmrec.data.importers.mapping import UNKNOWN, apply_mapping, best_guess
 from pmmrec.data.importers.picture_column import COLUMN, PictureColumn
 from pmmrec.data.importers.source import Source
 from pmmrec.data.importers.text_format import TextFormat
@@ -201,10 +201,14 @@ def _options(wanted: Mapping[Source, tuple[str, ...]]) -> list[str]:
     for role, (source, names) in zip(("items", "interactions"), wanted.items(), strict=True):
         found, lists = [one.name for one in source.columns], [one.name for one in source.columns if "[]" in one.type]
         for name in [name for name in names if source.column(name) is None]:
-            if name == "item_id" and role == "interactions" and lists:
-                guesses.append((role, LISTS, lists[0]))
+            guess = best_guess(name, found)
+            if name == "item_id" and role == "interactions" and (lists or guess == UNKNOWN):
+                several = lists[0] if lists else best_guess(LISTS, found)
+                guesses.append((role, name, guess) if several == UNKNOWN else (role, LISTS, several))
             else:
-                guesses.append((role, name, best_guess(name, found)))
+                guesses.append((role, name, guess))
+        if role == "interactions" and source.column("timestamp") is None and source.like("timestamp"):
+            guesses.append((role, "timestamp", best_guess("timestamp", found)))
     columns = {name: {column for _, other, column in guesses if other == name} for _, name, _ in guesses}
     pairs = [(f"{role}.{name}" if len(columns[name]) > 1 else name, column) for role, name, column in guesses]
     return [f"--map {name}={shlex.quote(column)}" for name, column in dict.fromkeys(pairs)]
@@ -215,7 +219,8 @@ def _about_images(items: Source, pictures: PictureColumn | None) -> list[str]:
     notes, column = [], items.column(COLUMN)
     unread = [one.name for one in items.columns if one.holds_bytes and (one.name != COLUMN or pictures is None)]
     if unread:
-        notes.append(f"items: columns of bytes not used: {', '.join(unread)}; pictures are read from {COLUMN!r} alone")
+        named = f"pictures are read from {COLUMN!r}, or from the column that --image-column names"
+        notes.append(f"items: columns of bytes not used: {', '.join(unread)}; {named}")
     if column is not None and not column.holds_bytes:
         kept = f"items: column {COLUMN!r} is {column.type} and kept as text"
         notes.append(f"{kept}; pictures come from its bytes in a parquet file, or from a folder")
@@ -223,5 +228,7 @@ def _about_images(items: Source, pictures: PictureColumn | None) -> list[str]:
 
 
 def _file_order(interactions: Source) -> str:
-    near = " or ".join(map(repr, interactions.like("timestamp")))
-    return f"{FILE_ORDER}; is it {near}? Rename it" if near else FILE_ORDER
+    near = interactions.like("timestamp")
+    if not near:
+        return FILE_ORDER
+    return f"{FILE_ORDER}; is it {' or '.join(map(repr, near))}? Import with --map timestamp={shlex.quote(near[0])}"

@@ -11,6 +11,7 @@ from pmmrec.data.importers.source import NO_TEXTS, Column, Source
 from pmmrec.errors import DataError, RecipeError
 
 OF_INTERACTIONS = ("user_id", "item_ids", "timestamp", "rating")  # item_id is in both tables, all others of items alone
+UNKNOWN = "COLUMN"  # in place of a column that nothing tells
 _FIELD = re.compile(r"\{([^{}]+)\}")
 _LIST_OF_TEXTS = "VARCHAR[]"
 
@@ -35,8 +36,8 @@ def apply_mapping(mapping: Mapping[str, str], items: Source, interactions: Sourc
 
 
 def best_guess(missing: str, found: Sequence[str]) -> str:
-    """The column that is most likely meant by a name; COLUMN where there is none."""
-    return next(iter(columns_like(missing, found)), "COLUMN")
+    """The column that is most likely meant by a name; `UNKNOWN` where there is none."""
+    return next(iter(columns_like(missing, found)), UNKNOWN)
 
 
 def _column(source: Source, name: str, given: str) -> Column:

@@ -13,10 +13,12 @@ from typing import Any
 import duckdb
 
 from pmmrec.data.importers.rejections import Rejections
+from pmmrec.data.importers.time_formats import format_advice
 from pmmrec.data.wording import cleaned
 from pmmrec.errors import DataError
 
 NUM_EXAMPLES = 5
+NUM_STAMPS, MAX_STAMP = 1000, 40  # times that are looked at, and characters of one that is shown
 EMPTY_USER, EMPTY_ITEM, BARE, UNKNOWN, BAD_TIME, NO_TIME = range(1, 7)
 # Why an interaction cannot be used, by its column `fault`, and which column of `raw_interactions` shows it.
 FAULTS: Mapping[int, tuple[str, str]] = {
@@ -184,9 +186,15 @@ class Selection:
         count, num_bad = sum(count for _, count, _, _ in found), sum(num_bad for _, _, num_bad, _ in found)
         if 2 * num_bad > count:
             row = min(first for *_, first in found if first is not None)
+            ((first,),) = self._rows(f"SELECT stamp FROM raw_interactions WHERE row = {row}")
+            shown = f" ({first[:MAX_STAMP]!r})" if first else ""
+            stamps = self._rows(
+                f"""SELECT stamp FROM raw_interactions JOIN live USING (row)
+                    WHERE live.time IS NULL AND NOT {_is_blank("stamp")} ORDER BY row LIMIT {NUM_STAMPS}"""
+            )
+            advice = format_advice([stamp for (stamp,) in stamps])
             raise DataError(
-                f"{path}: {num_bad:,} of {count:,} timestamps cannot be read, the first in row {row}; "
-                "give seconds, milliseconds or ISO dates, say how they are written (--time-format '%d.%m.%Y %H:%M'), "
+                f"{path}: {num_bad:,} of {count:,} timestamps cannot be read, the first in row {row}{shown}; {advice}, "
                 "or leave out the column to keep the order of the file"
             )
 

@@ -238,6 +238,8 @@ class _Import:
         unused = [name for name in named if name not in self._used]
         if unused:
             notes.append(f"interactions: columns not used: {', '.join(unused)}")
+        if "rating" in unused:
+            notes.append("interactions: low ratings count as high ones do; --min-rating 4, or another, leaves them out")
         if was_stale:
             notes.append("removed what an unfinished import had left behind")
         return tuple(notes)

@@ -86,5 +86,5 @@ def test_a_missing_column_of_interactions_is_named(shop) -> None:
 
 def test_a_column_that_may_hold_the_times_is_named(shop) -> None:
     shop.interactions.write_text("user_id,item_id,unixReviewTime\nu,a,5\n")
-    note = "times: no column 'timestamp', so the order of rows is kept; is it 'unixReviewTime'? Rename it"
-    assert shop.run().info.summary.notes[0] == note
+    note = "times: no column 'timestamp', so the order of rows is kept; is it 'unixReviewTime'?"
+    assert shop.run().info.summary.notes[0] == f"{note} Import with --map timestamp=unixReviewTime"

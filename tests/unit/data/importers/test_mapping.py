@@ -107,3 +107,12 @@ def test_a_column_of_lists_is_told_as_such(shop) -> None:
     log = shop.write("log.jsonl", '{"session": "u", "products": ["a", "b"]}\n')
     with pytest.raises(DataError, match=r"import with --map user_id=session --map item_ids=products$"):
         shop.run(interactions=log)
+    log = shop.write("log.csv", "user,sequence\nu,a b\n")
+    with pytest.raises(DataError, match=r"import with --map user_id=user --map item_ids=sequence$"):
+        shop.run(interactions=log)
+
+
+def test_a_column_of_times_is_told_with_those_that_are_missing(shop) -> None:
+    log = shop.write("log.csv", "customer_id,item_id,date\nu,a,5\n")
+    with pytest.raises(DataError, match=r"import with --map user_id=customer_id --map timestamp=date$"):
+        shop.run(interactions=log)

@@ -158,7 +158,8 @@ def test_bytes_of_another_name_are_said_and_left_out(shop, name: str, column: pa
     pq.write_table(pa.table({"item_id": ["a", "b", "c"], "text": ["x", "y", "z"], name: column}), path)
     domain = shop.run(items=path)
     assert domain.info.summary.notes[-1] == (
-        f"items: columns of bytes not used: {name}; pictures are read from 'image' alone"
+        f"items: columns of bytes not used: {name}; pictures are read from 'image', or from the column that "
+        "--image-column names"
     )
     with pa.memory_map(str(domain.folder / "items.arrow")) as source:
         assert pa.ipc.open_file(source).schema.names == ["item_id", "text"]

@@ -120,8 +120,10 @@ def test_columns_of_interactions_that_are_not_used_are_said(shop) -> None:
     shop.interactions.write_text("user_id,item_id,rating,Timestamp\nu,a,5,1\n")
     notes = shop.run().info.summary.notes
     assert notes == (
-        "times: no column 'timestamp', so the order of rows is kept; is it 'Timestamp'? Rename it",
+        "times: no column 'timestamp', so the order of rows is kept; is it 'Timestamp'? "
+        "Import with --map timestamp=Timestamp",
         "interactions: columns not used: rating, Timestamp",
+        "interactions: low ratings count as high ones do; --min-rating 4, or another, leaves them out",
     )
 
 
@@ -253,7 +255,24 @@ def test_interactions_of_which_none_is_valid_are_refused_with_the_reasons(shop) 
 
 def test_mostly_unreadable_times_are_refused(shop) -> None:
     shop.interactions.write_text("user_id,item_id,timestamp\nu,a,1\nu,b,soon\nu,c,later\n")
-    assert_refused(shop, DataError, "2 of 3 timestamps cannot be read, the first in row 2")
+    assert_refused(shop, DataError, r"2 of 3 timestamps cannot be read, the first in row 2 \('soon'\); give seconds")
+
+
+@pytest.mark.parametrize(
+    ("stamps", "told"),
+    [
+        (["03/04/2021 10:00", "25/04/2021 11:30", "1/5/2021 00:10"], "--time-format '%d/%m/%Y %H:%M', or leave"),
+        (["03/04/2021", "05/04/2021", ""], "--time-format '%d/%m/%Y' or --time-format '%m/%d/%Y', or leave"),
+        (["Apr 3, 2021", "May 1, 2021", "Jun 12, 2021"], "--time-format '%b %d, %Y', or leave"),
+    ],
+)
+def test_the_format_of_dates_that_cannot_be_read_is_told_and_reads_them(shop, stamps: list[str], told: str) -> None:
+    lines = "".join(f'u,{item},"{stamp}"\n' for item, stamp in zip("abc", stamps, strict=True))
+    shop.interactions.write_text(f"user_id,item_id,timestamp\n{lines}")
+    with pytest.raises(DataError, match="3 of 3 timestamps cannot be read, the first in row 1") as caught:
+        shop.run()
+    assert told in str(caught.value)
+    assert shop.run(time_format=told.split("'")[1]).num_interactions == len([one for one in stamps if one])
 
 
 def test_half_unreadable_times_are_rejected_one_by_one(shop) -> None:
