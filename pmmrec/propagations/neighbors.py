@@ -79,13 +79,9 @@ def fingerprints(features: Iterable[ItemFeature]) -> Tensor:
 
 @torch.no_grad()
 def list_of(feature: ItemFeature, num_neighbors: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The list of a stored feature `(N, K)`, its cosines `(N, K)` in float64, and which items can be compared by it.
-
-    A vector of zeros has no direction: its item is as one that lacks the feature.
-    """
+    """The list of a stored feature `(N, K)`, its cosines `(N, K)` in float64, and which items have the feature."""
     vectors_NF, has_N = feature.read()
-    vector_NF = torch.from_numpy(vectors_NF)
-    is_there_N = torch.from_numpy(has_N) & (vector_NF != 0).any(dim=1)
+    vector_NF, is_there_N = torch.from_numpy(vectors_NF), torch.from_numpy(has_N)
     list_NK = nearest(vector_NF, is_there_N, num_neighbors)
     rows_at_once = max(1, CELLS_AT_ONCE // (vector_NF.shape[1] * num_neighbors))
     cosine_NK = [

@@ -97,19 +97,6 @@ def test_the_first_step_of_an_epoch_finds_the_lists_of_what_is_learned() -> None
 
 
 @pytest.mark.parametrize("settings", [FIXED, LEARNED])
-def test_an_item_whose_stored_vector_is_zeros_is_as_one_without(settings: dict[str, Any]) -> None:
-    graph = graph_of()
-
-    def all_there(name: str) -> ItemFeature:  # vectors of items that lack the feature are zeros
-        return dataclasses.replace(graph.feature(name), read=lambda: (graph.feature(name).read()[0], np.ones(9, bool)))
-
-    zeros, lacking = part_of(settings, dataclasses.replace(graph, feature=all_there)), part_of(settings, graph)
-    for name, buffer in lacking.named_buffers():
-        assert torch.equal(zeros.get_buffer(name), buffer), name
-        assert bool(torch.isfinite(buffer).all()), name
-
-
-@pytest.mark.parametrize("settings", [FIXED, LEARNED])
 def test_other_stored_vectors_are_refused(settings: dict[str, Any]) -> None:
     other = part_of(settings, graph_of(scale=2.0))
     with pytest.raises(CheckpointError, match="was learned with other vectors of content and image_content"):
