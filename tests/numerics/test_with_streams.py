@@ -80,6 +80,9 @@ def test_a_stream_that_is_not_there_or_is_made_twice_is_refused() -> None:
     twice = {"streams": {"text": STREAMS["text"], "words": STREAMS["text"]}}
     with pytest.raises(ValidationError, match="content is read twice"):
         WithStreamsConfig.model_validate(twice)
+    towers = [{"type": "towers", "text": {"type": "hf_text", "weights": "any"}, "text_fields": [name]} for name in "ab"]
+    with pytest.raises(ValidationError, match="text_encoder is in two of them; let one stream read all of its fields"):
+        WithStreamsConfig.model_validate({"streams": dict(zip("ab", towers, strict=True))})
 
 
 def test_stored_vectors_of_zeros_cannot_be_compared(world: Path, tmp_path: Path) -> None:
