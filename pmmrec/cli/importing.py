@@ -20,7 +20,21 @@ class KindGroup(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # typer's own types, or those of click, by its version
         """The command of a name; that of `auto` for all kinds, which sees the name in its context."""
-        return super().get_command(ctx, cmd_name) or super().get_command(ctx, "auto")
+        found = super().get_command(ctx, cmd_name)
+        if found is None and Path(cmd_name).exists():
+            _refuse_path(ctx, cmd_name)
+        return found or super().get_command(ctx, "auto")
+
+
+def _refuse_path(context: Any, word: str) -> None:
+    """End with what to write where a folder or a file stands in the place of a kind."""
+    from pmmrec.data.importers.kinds import importers
+
+    if word in [entry.name for entry in importers]:
+        return
+    is_folder = Path(word).is_dir()
+    what, form = ("folder", f"auto {word}") if is_folder else ("file", f"table --items {word} --interactions FILE")
+    context.fail(f"{word} is a {what}, not a kind of data set; write {form}")
 
 
 app = typer.Typer(

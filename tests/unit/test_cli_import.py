@@ -70,6 +70,9 @@ def test_kinds_that_are_not_there_are_told(home: Path, tmp_path: Path, pmmrec: P
     words = (tmp_path, "--name", "x", "--out", "x")
     unknown = pmmrec("data", "import", "movielen", *words)
     assert (unknown.code, "did you mean 'movielens'" in unknown.output) == (2, True)
+    path = pmmrec("data", "import", tmp_path, "--name", "x", "--out", "x")
+    told = " ".join(path.output.replace("\u2502", "").split())  # without the frame
+    assert (path.code, "is a folder, not a kind of data set; write auto" in told) == (2, True)
     empty = pmmrec("data", "import", "auto", *words)
     assert (empty.code, "see `pmmrec data kinds`" in empty.output) == (3, True)
     setting = pmmrec("data", "import", "movielens", *words, "--set", "release=1m")

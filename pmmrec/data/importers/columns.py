@@ -24,7 +24,7 @@ ALIASES: Mapping[str, Sequence[str]] = {
     ),
     "timestamp": (
         *("ts", "time", "date", "datetime", "unixreviewtime", "reviewtime", "tdat", "eventtime", "eventtimestamp"),
-        *("createdat", "unixtime", "unixtimestamp", "epoch", "clicktime", "purchasedate", "orderdate", "day"),
+        *("createdat", "unixtime", "unixtimestamp", "epoch", "clicktime", "purchasedate", "orderdate", "day", "when"),
     ),
     "text": (
         *("title", "name", "productname", "prodname", "producttitle", "itemname", "headline", "caption"),

@@ -168,10 +168,26 @@ def write_stream(rows: Any, target: Path, shown: str, *, hidden: str) -> None:
 
 def batches_to(reader: pa.RecordBatchReader, target: Path, origin: str | None = None) -> None:
     """Write batches as parquet; `origin` is the name of the user's file, where a kind has converted it."""
-    schema = reader.schema if origin is None else reader.schema.with_metadata({ORIGIN: origin.encode()})
+    schema = pa.schema([field.with_type(_writable(field.type)) for field in reader.schema], reader.schema.metadata)
+    if origin is not None:
+        schema = schema.with_metadata({ORIGIN: origin.encode()})
     with pq.ParquetWriter(target, schema) as writer:
         for batch in reader:
-            writer.write_batch(batch)
+            columns = [_as_type(column, kind) for column, kind in zip(batch.columns, schema.types, strict=True)]
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+
+
+def _writable(kind: pa.DataType) -> pa.DataType:
+    """The type itself, or for categories of polars, which pyarrow does not write, the same with texts as of pandas."""
+    if pa.types.is_dictionary(kind) and kind.value_type == pa.string_view():
+        return pa.dictionary(kind.index_type, pa.large_string(), kind.ordered)
+    return kind
+
+
+def _as_type(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    if column.type == kind:
+        return column
+    return pa.DictionaryArray.from_arrays(column.indices, column.dictionary.cast(kind.value_type), ordered=kind.ordered)
 
 
 def write_rows(

@@ -35,7 +35,14 @@ def of_duckdb(columns: dict[str, list]) -> Any:
     return duckdb.connect().from_arrow(table)
 
 
-@pytest.mark.parametrize("make", [dict, pa.table, of_pandas, of_polars, of_duckdb])
+def of_categories(columns: dict) -> pa.Table:
+    """As polars gives its categories."""
+    kept = {name: pa.array(values) for name, values in columns.items()}
+    views = {name: values.cast(pa.string_view()) for name, values in kept.items() if values.type == pa.string()}
+    return pa.table(kept | {name: values.dictionary_encode() for name, values in views.items()})
+
+
+@pytest.mark.parametrize("make", [dict, pa.table, of_pandas, of_polars, of_duckdb, of_categories])
 def test_tables_of_any_library_make_the_same_domain(tmp_path: Path, make: Callable, sequences: Callable) -> None:
     items = {**ITEMS, "text": ["red", "", "hat"]}
     domain = Domain.from_tables(make(items), make(LOG), out=tmp_path / "shop", k_core=None)
