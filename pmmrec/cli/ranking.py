@@ -114,6 +114,7 @@ def compare(
         list[str], Argument(metavar="RUN...", help="Folders of runs or of `evaluate --out`; NAME=RUN,RUN joins seeds.")
     ],
     against: Annotated[str | None, Option(metavar="NAME", help="Compare with this system or baseline only.")] = None,
+    at: Annotated[int | None, Option(metavar="K", help="Cut-off of the metrics; default: 10, or the smallest.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare systems on the same targets in a table, with a sentence for each pair."""
@@ -122,7 +123,7 @@ def compare(
     from pmmrec.tables import Sentence
 
     with errors_for_people():
-        found = compared(read_systems(runs), against)
+        found = compared(read_systems(runs), against, at)
         if as_json:
             show_json(found.record())
         else:

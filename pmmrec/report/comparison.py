@@ -22,7 +22,7 @@ from pmmrec.homes import expanded
 from pmmrec.report.outcomes import measure_title
 from pmmrec.report.paired import Figures, PairedDifference, adjusted, paired, table_of_tests
 from pmmrec.report.ranks import RankedTargets, ranks_file, read_ranked, same_targets
-from pmmrec.report.tables import ResultRow, results, shown_names
+from pmmrec.report.tables import ResultRow, cutoffs_of, results, shown_names
 from pmmrec.tables import PlainTable
 
 CHANCE = "random"  # tested only on request: each test raises the adjusted p-values, and this one says little
@@ -58,6 +58,7 @@ class ComparedDomain:
 
     about: DomainOutcome
     scenario: str
+    names: tuple[str, ...]  # of the metrics that are compared
     baselines: tuple[ResultRow, ...]
     systems: tuple[ResultRow, ...]
 
@@ -66,7 +67,7 @@ class ComparedDomain:
         title = measure_title(self.about, self.scenario)
         if self.about.held_out is not None:
             title += f"; only the {self.about.held_out.num_targets:,} held-out targets are compared"
-        return results([*self.baselines, *self.systems], shown_names(self.about.metrics), title=title)
+        return results([*self.baselines, *self.systems], self.names, title=title)
 
     def record(self) -> dict[str, Any]:
         """The same figures for JSON output."""
@@ -151,20 +152,23 @@ def read_systems(words: Sequence[str]) -> list[ComparedSystem]:
     return systems
 
 
-def compare(systems: Sequence[ComparedSystem], against: str | None = None) -> Compared:
+def compare(systems: Sequence[ComparedSystem], against: str | None = None, cutoff: int | None = None) -> Compared:
     """Compare every pair of systems, and every system with the baselines, on each domain they were measured on.
 
-    `against` restricts the tests to one system or baseline. Raises RecipeError if it is unknown, DataError if ranks are
-    of other users or targets.
+    `against` restricts the tests to one system or baseline; `cutoff` is that of the metrics, 10 or the smallest if none
+    is given. Raises RecipeError if one of them is unknown, DataError if ranks are of other users or targets.
     """
     _refuse_unknown(systems, against)
+    _refuse_unmeasured(systems, cutoff)
     domains, raw, notes = [], list[PairedDifference](), list[str]()
     for name, about in _all_domains(systems).items():
         here = [system for system in systems if name in system.domains]
-        figures, baselines = _figures(here, name, shown_names(_fair(about).metrics), notes)
+        names = shown_names(_fair(about).metrics, cutoff)
+        figures, baselines = _figures(here, name, names, notes)
         rows = [_row(system, name, figures.get(system.name)) for system in here]
         baseline_rows = [ResultRow(baseline, metrics) for baseline, metrics in _fair(about).baselines.items()]
-        domains.append(ComparedDomain(about, systems[0].outcomes[0].scenario, tuple(baseline_rows), tuple(rows)))
+        scenario = systems[0].outcomes[0].scenario
+        domains.append(ComparedDomain(about, scenario, names, tuple(baseline_rows), tuple(rows)))
         raw += _differences(figures, baselines, name, against)
     return Compared(tuple(domains), tuple(adjusted(raw)), tuple(notes), tuple(_cut_off(systems)))
 
@@ -181,6 +185,17 @@ def _refuse_unknown(systems: Sequence[ComparedSystem], against: str | None) -> N
         )
     if known == [against]:
         raise RecipeError(f"--against {against}: has no effect on one system alone; name another to compare it with")
+
+
+def _refuse_unmeasured(systems: Sequence[ComparedSystem], cutoff: int | None) -> None:
+    """RecipeError if a domain was not measured at this cut-off."""
+    for name, about in _all_domains(systems).items():
+        measured = cutoffs_of(_fair(about).metrics)
+        if cutoff is not None and cutoff not in measured:
+            raise RecipeError(
+                f"--at {cutoff}: {name} was measured at {', '.join(map(str, measured))}; choose one of these, or train "
+                "with others (validation.cutoffs)"
+            )
 
 
 def _cut_off(systems: Sequence[ComparedSystem]) -> Iterator[str]:

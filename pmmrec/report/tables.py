@@ -73,11 +73,12 @@ def cutoffs_of(metrics: Iterable[str]) -> tuple[int, ...]:
     return tuple(sorted(int(name.partition("@")[2]) for name in metrics if name.startswith("ndcg@")))
 
 
-def shown_names(metrics: Iterable[str]) -> tuple[str, ...]:
-    """The metrics that tables and comparisons show: two measures at 10, or else at the smallest cut-off."""
+def shown_names(metrics: Iterable[str], cutoff: int | None = None) -> tuple[str, ...]:
+    """The metrics that tables and comparisons show: two measures at `cutoff`, else at 10 or at the smallest one."""
     names = tuple(metrics)
     cutoffs = cutoffs_of(names)
-    cutoff = SHOWN_CUTOFF if SHOWN_CUTOFF in cutoffs or not cutoffs else cutoffs[0]
+    if cutoff is None:
+        cutoff = SHOWN_CUTOFF if SHOWN_CUTOFF in cutoffs or not cutoffs else cutoffs[0]
     return tuple(metric_name(measure, cutoff) for measure in shown_measures(names))
 
 

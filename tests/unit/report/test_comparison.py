@@ -71,6 +71,23 @@ def test_pairs_are_tested_three_ways_and_each_way_is_adjusted_by_itself(make_run
     assert json.loads(json.dumps(compared.record(), default=vars))["differences"][0]["t_test"].keys() == {"p", "p_holm"}
 
 
+def test_systems_are_compared_at_the_cutoff_that_is_asked_for(make_run: MakeRun) -> None:
+    runs = [make_run("ours", ranks(1)), make_run("theirs", ranks(2))]
+    for run in runs:
+        outcome = json.loads((run / "metrics.json").read_text())
+        for figures in (outcome["domains"][0]["metrics"], *outcome["domains"][0]["baselines"].values()):
+            figures |= {name.replace("@10", "@20"): value for name, value in figures.items()}
+        (run / "metrics.json").write_text(json.dumps(outcome))
+    systems = read_systems(list(map(str, runs)))
+    hits, gains = compare(systems, cutoff=20).differences
+    assert (hits.metric, gains.metric) == ("hr@20", "ndcg@20")
+    shares = [np.mean(np.array(one) <= 20) for one in (ranks(1), ranks(2))]
+    assert hits.interval.mean == pytest.approx(shares[0] - shares[1], abs=1e-15)
+    assert compare(systems, cutoff=20).tables[0].columns[1:] == ["HR@20", "NDCG@20"]
+    with pytest.raises(RecipeError, match=r"--at 7: shop was measured at 10, 20; choose one of these, or train with"):
+        compare(systems, cutoff=7)
+
+
 def test_the_better_system_is_named_first(make_run: MakeRun) -> None:
     weak, strong = make_run("weak", ranks(1)), make_run("strong", ranks(2, better=True))
     words = compare(read_systems([str(weak), str(strong)])).lines()
