@@ -60,9 +60,10 @@ class PictureFolder:
     def batches(self) -> Iterator[pa.Table]:
         """Rows of `SCHEMA`. Raises DataError where a folder cannot be listed."""
         rows: list[_Row] = []
+        inside = self._inside.resolve()
         try:
             for entry, place in self._entries():
-                row = _row(entry, place, self._inside.resolve())
+                row = _row(entry, place, inside)
                 if row is not None:
                     rows.append(row)
                 if len(rows) == LIST_BATCH:
@@ -102,10 +103,11 @@ def _row(entry: os.DirEntry[str], place: str, inside: Path) -> _Row | None:
     is_read = suffix in SUFFIXES
     if not (is_read or suffix in UNREAD_SUFFIXES) or not _is_utf8(stem):
         return None
-    if not (entry.is_symlink() or entry.is_file()):
+    is_link = entry.is_symlink()
+    if not (is_link or entry.is_file()):
         return None
-    target = Path(os.path.realpath(entry.path))  # resolve() may raise for circular links
-    is_outside = entry.is_symlink() and not target.is_relative_to(inside)
+    # resolve() may raise for circular links
+    is_outside = is_link and not Path(os.path.realpath(entry.path)).is_relative_to(inside)
     return stem, f"{place}{entry.name}", suffix, SUFFIXES.index(suffix) if is_read else None, is_outside
 
 
