@@ -147,15 +147,21 @@ def features_command(
             stored = store_file(domain, expanded(Path(source)), name)
         else:
             rules: dict[str, Any] = {"cache": cache, "max_unreadable": max_unreadable, "warn": warn}
-            stored = _store_computed(domain, source, name, vectors or "fused", hub, folders, rules)
+            stored, pace = _store_computed(domain, source, name, vectors or "fused", hub, folders, rules)
+            typer.echo(pace)
         for line in stored.lines():
             typer.echo(line)
 
 
 def _store_computed(
     domain: Path, source: str, name: str, vectors: str, hub: Path, folders: Mapping[str, Path], rules: Mapping[str, Any]
-) -> StoredFeature:
-    """Store what a checkpoint, or the pretrained encoder of a recipe, computes."""
+) -> tuple[StoredFeature, str]:
+    """Store what a checkpoint, or the pretrained encoder of a recipe, computes; and a line that tells how fast it was.
+
+    The time is that of reading the items and of computing their vectors; a checkpoint has been loaded before.
+    """
+    from time import monotonic
+
     from pmmrec.data.domain import Domain
     from pmmrec.data.importers.features import check_name, store_vectors
     from pmmrec.pretrained import is_recipe, pretrained_features
@@ -164,10 +170,15 @@ def _store_computed(
     opened = Domain.open(domain)
     check_name(opened, name)
     if is_recipe(source):
+        started_s = monotonic()
         found = pretrained_features(source, opened, vectors, weights=folders, **rules)
     else:
-        found = load(source, hub=hub, **rules).features(opened, vectors)
-    return store_vectors(opened, found, name, source)
+        system = load(source, hub=hub, **rules)
+        started_s = monotonic()
+        found = system.features(opened, vectors)
+    took_s = monotonic() - started_s
+    pace = f"{opened.num_items / took_s:,.0f} items/s, read and computed in {took_s:,.1f} s"
+    return store_vectors(opened, found, name, source), pace
 
 
 def _folders_for(source: str, weights: Sequence[str]) -> dict[str, Path]:

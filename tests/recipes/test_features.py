@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def test_vectors_of_a_checkpoint_are_stored(boutique: Path, small_run: Path, pmm
         for name, of in (("whole", ()), ("words", ("--vectors", "text")), ("pictures", ("--vectors", "image"))):
             told = pmmrec("data", "features", boutique, "--from", kept, "--name", name, "--cache", "c", *of)
             assert told.code == 0, told.output
+            assert re.search(r"^[\d,]+ items/s, read and computed in [\d,.]+ s$", told.output, re.MULTILINE)
         told = pmmrec("data", "features", boutique, "--from", kept, "--name", "whole", "--cache", "c")
         assert told.code == 2
         assert "exists; choose another name" in told.output
