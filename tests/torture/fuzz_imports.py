@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import collections
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -31,12 +32,16 @@ def run_round(names: Sequence[str], seed: int, examples: int) -> None:
     sys.path.insert(0, str(SUPPORT))
     from fuzzed import subjects
 
-    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as home:
+    with tempfile.TemporaryDirectory(dir=_scratch()) as home:
         found = subjects()
         for name in names:
             print(json.dumps({"begun": name}), flush=True)
             counts, slowest = run_kind(found[name], seed, examples, home)
             print(json.dumps({"name": name, "slowest": slowest, "counts": counts}), flush=True)
+
+
+def _scratch() -> Path | None:
+    return MEMORY if MEMORY.is_dir() and "TMPDIR" not in os.environ else None
 
 
 def run_kind(subject: Any, seed: int, examples: int, home: str) -> tuple[Counts, float]:
@@ -72,8 +77,12 @@ def run_kind(subject: Any, seed: int, examples: int, home: str) -> tuple[Counts,
 def _followed(words: Sequence[str]) -> tuple[str, str, str]:
     """How a round ended, what it printed and its errors. It is ended where no line comes for `DEADLINE` seconds."""
     lines, is_late = list[str](), threading.Event()
-    with tempfile.TemporaryFile("w+", errors="replace") as errors:
-        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, text=True, errors="replace") as process:
+    with (
+        tempfile.TemporaryDirectory(dir=_scratch()) as home,  # also of what a process that is ended leaves
+        tempfile.TemporaryFile("w+", errors="replace") as errors,
+    ):
+        streams = {"stdout": subprocess.PIPE, "stderr": errors, "text": True, "errors": "replace"}
+        with subprocess.Popen(words, env={**os.environ, "TMPDIR": home}, **streams) as process:
 
             def end() -> None:
                 is_late.set()
