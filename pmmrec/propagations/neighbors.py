@@ -14,6 +14,7 @@ from pmmrec.errors import RecipeError
 from pmmrec.propagations.room import check_room
 
 CELLS_AT_ONCE = 2**22  # similarities that are held together: a block of rows, never all
+COPIES = 8  # of the vectors of a list, in float64 with their products and squares, that a cosine of pairs holds
 
 
 @torch.no_grad()
@@ -83,7 +84,7 @@ def list_of(feature: ItemFeature, num_neighbors: int) -> tuple[Tensor, Tensor, T
     vectors_NF, has_N = feature.read()
     vector_NF, is_there_N = torch.from_numpy(vectors_NF), torch.from_numpy(has_N)
     list_NK = nearest(vector_NF, is_there_N, num_neighbors)
-    rows_at_once = max(1, CELLS_AT_ONCE // (vector_NF.shape[1] * num_neighbors))
+    rows_at_once = max(1, CELLS_AT_ONCE // (COPIES * vector_NF.shape[1] * num_neighbors))
     cosine_NK = [
         F.cosine_similarity(vector_NF[row_R, None].double(), vector_NF[list_NK[row_R]].double(), dim=2, eps=0)
         for row_R in torch.split(torch.arange(len(vector_NF)), rows_at_once)
