@@ -23,7 +23,7 @@ SCRATCH := $(shell grep -qs ' /dev/shm .*noexec' /proc/mounts || df --output=ava
 # Tests run side by side, and start programs: one thread each.
 test conformance spread torture fuzz hosts: export OMP_NUM_THREADS := 1
 
-.PHONY: quickstart test conformance check check-types check-rooms check-lint real evidence evidence-gpu systems transfer second_round bench benchmarks large torture fuzz spread hosts peers peers-speed clean
+.PHONY: quickstart test conformance check check-types check-rooms check-lint real evidence evidence-gpu systems graph transfer second_round bench benchmarks large torture fuzz spread hosts peers peers-speed clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -82,12 +82,14 @@ evidence: $(VENV)/installed-dev  ## zoo/RESULTS.md from zoo/results; measures wh
 evidence-gpu:  ## the same at larger sizes, on one GPU: zoo/RESULTS_GPU.md from zoo/results_gpu
 	$(MAKE) evidence PLAN=zoo/evidence_gpu.yaml RESULTS=zoo/results_gpu TO=zoo/RESULTS_GPU.md RUNS=runs/evidence_gpu JOBS=1
 
-second_round:  ## encoders tuned on items against random and pretrained ones: zoo/SECOND_ROUND.md; measures what is missing
-	test -d runs/lite0 || $(BIN)/python tests/real/image_encoder.py runs/lite0
+second_round: runs/image_encoder/model.safetensors  ## encoders tuned on items against random and pretrained ones: zoo/SECOND_ROUND.md; measures what is missing
 	$(MAKE) evidence PLAN=zoo/evidence_second_round.yaml RESULTS=zoo/results_second_round TO=zoo/SECOND_ROUND.md RUNS=runs/evidence_second_round
 
 systems:  ## every system side by side: zoo/SYSTEMS.md from zoo/results_systems; measures what is missing, which takes hours
 	$(MAKE) evidence PLAN=zoo/evidence_systems.yaml RESULTS=zoo/results_systems TO=zoo/SYSTEMS.md RUNS=runs/evidence_systems
+
+graph: runs/image_encoder/model.safetensors  ## graphs and factors side by side: zoo/GRAPH.md from zoo/results_graph; measures what is missing, which takes hours
+	$(MAKE) evidence PLAN=zoo/evidence_graph.yaml RESULTS=zoo/results_graph TO=zoo/GRAPH.md RUNS=runs/evidence_graph
 
 runs/image_encoder/model.safetensors: $(VENV)/installed-dev
 	$(BIN)/python tests/real/image_encoder.py $(@D)

@@ -290,20 +290,30 @@ def write_ranks(
 
 
 def read_ranks(path: Path, holdout: Holdout, user_ids: pa.ChunkedArray, item_ids: pa.ChunkedArray) -> Tensor:
-    """Read the rank of each query of `holdout`, `(Q,)` int64, from a file of `write_ranks` for the same domain.
+    """Read the rank of each target of `holdout`, `(T,)` int64, from a file of `write_ranks` for the same domain.
 
-    Raises DataError if the file cannot be read or holds other users or targets.
+    Raises DataError if the file cannot be read or holds other users or targets, or where a user has several queries.
     """
     try:
         table = pq.read_table(path, columns=["user_id", "item_id", "rank"])
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read as ranks: {error}") from error
-    wanted = ids_at(user_ids, torch.from_numpy(holdout.user_index))
-    row_Q = pc.index_in(wanted.cast(pa.large_string()), value_set=table["user_id"].cast(pa.large_string()))
-    if row_Q.null_count or len(table) != holdout.num_queries:
+    user_F, item_F = (
+        pc.fill_null(pc.index_in(table[name].cast(pa.large_string()), value_set=_plain(ids)), -1).to_numpy()
+        for name, ids in (("user_id", user_ids), ("item_id", item_ids))
+    )
+    if set(user_F.tolist()) != set(holdout.user_index.tolist()):
         raise DataError(f"{path}: ranks other users than those with a {holdout.name} target; run the evaluation again")
-    found = table.take(row_Q)
-    targets = ids_at(item_ids, torch.from_numpy(holdout.target)).cast(pa.large_string())
-    if not found["item_id"].cast(pa.large_string()).combine_chunks().equals(targets):
+    user_T, num_items = np.repeat(holdout.user_index, np.diff(holdout.target_offsets)), len(item_ids)
+    wanted_T, found_F = user_T * num_items + holdout.target, user_F.astype(np.int64) * num_items + item_F
+    order_F = found_F.argsort(kind="stable")
+    if len(found_F) != len(wanted_T) or (found_F[order_F] != np.sort(wanted_T)).any() or (item_F < 0).any():
         raise DataError(f"{path}: ranks other targets than the domain's; run the evaluation again")
-    return torch.from_numpy(found["rank"].to_numpy().astype(np.int64))
+    if len(np.unique(wanted_T)) < len(wanted_T):
+        raise DataError(f"{path}: users have the same target in several queries, whose ranks cannot be told apart")
+    row_T = order_F[np.searchsorted(found_F[order_F], wanted_T)]
+    return torch.from_numpy(table["rank"].to_numpy().astype(np.int64)[row_T])
+
+
+def _plain(ids: pa.ChunkedArray) -> pa.Array:
+    return ids.cast(pa.large_string()).combine_chunks()

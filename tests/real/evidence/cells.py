@@ -117,6 +117,7 @@ class DifferenceResult(Config):
     figures: tuple[str, str] = ("", "")  # digests of the metrics of both systems
     seeds: tuple[int, ...] = ()
     strata: dict[str, Figures]
+    p_values: dict[str, dict[str, float]] = {}  # metric -> test -> p, not adjusted, of all targets
 
     def is_of(self, a: CellResult | None, b: CellResult | None) -> bool:
         """Whether it was computed from these cells and their metrics."""

@@ -29,7 +29,7 @@ from tests.real.evidence.plan import (
 
 SEED = "seed"  # the seeds of a cell are listed separately
 FINGERPRINT = "fingerprint"
-STORED = ("text_vectors", "text_states", "text_codes")  # features of a planned domain
+STORED = ("text_vectors", "text_states", "text_codes", "image_vectors")  # features of a planned domain
 EVIDENCE_VERSION = 1  # raise it when the same settings and data give other metrics than before
 
 
@@ -93,6 +93,8 @@ class Identities:
             told["blend"] = True
         if self._plan.targets != "test":
             told["targets"] = self._plan.targets
+        if not self._plan.has_single_targets:
+            told["split"] = self._plan.split.model_dump(mode="json")
         if isinstance(cell, BaselinesCell | FinetuneCell) and cell.users is not None:
             told["users"] = cell.users
         start = getattr(cell, "start_from", SCRATCH)

@@ -31,7 +31,7 @@ from tests.real.evidence.plan import (
     domain_of,
 )
 from tests.real.evidence.runs import EVALUATION_FOLDER, Run
-from tests.real.evidence.vectors import store_text_features
+from tests.real.evidence.vectors import store_features
 
 TABLES = ("items.parquet", "interactions.parquet")
 
@@ -94,7 +94,7 @@ class Layout:
         images = self._data / planned.images if planned.images else None
         tables = {"items": items, "interactions": interactions, "images": images}
         import_table(TableImport(**tables, name=name, out=folder, k_core=planned.k_core, num_threads=2))
-        store_text_features(folder, planned)
+        store_features(folder, planned)
         self._write_note(name, origin)
         return True
 

@@ -1,5 +1,5 @@
 """Compute metrics with intervals by stratum from the ranks of several seeds."""
-# M seeds, Q queries of a holdout.
+# M seeds, Q queries of a holdout, T targets of all queries.
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,39 +17,55 @@ from pmmrec.evaluation.catalogue import users_at_once
 from pmmrec.evaluation.metrics import query_metrics
 from pmmrec.evaluation.ranking import rank_targets, read_ranks, write_ranks
 from pmmrec.evaluation.scenarios import STRATA, stratum_mask
-from pmmrec.evaluation.significance import difference_interval, mean_interval
+from pmmrec.evaluation.significance import difference_interval, mean_interval, sign_flip_p, t_test_p, wilcoxon_p
 from pmmrec.evaluation.tuned_baselines import TUNED_BASELINES
 from tests.real.evidence.cells import Chosen, Figures, digest_of
 from tests.real.evidence.plan import slug
 
+TESTS = {"sign flip": sign_flip_p, "t-test": t_test_p, "Wilcoxon": wilcoxon_p}
+
 
 class Targets:
-    """The test or validation targets of a domain, and their strata by the training part of all users."""
+    """The test or validation targets of a domain, and their strata by the training part of all users.
+
+    Where some user has several targets, there is the stratum of all alone.
+    """
 
     def __init__(self, split: Split, which: HoldoutName = "test") -> None:
         self._split = split
         self._holdout = split.holdout(which)
-        self._is_in = {name: torch.from_numpy(stratum_mask(split, self._holdout, name)) for name in STRATA}
+        size_Q = np.diff(self._holdout.target_offsets)
+        self._query_T = torch.from_numpy(np.repeat(np.arange(len(size_Q)), size_Q))
+        is_in = {"all": np.ones(len(size_Q), dtype=np.bool_)}
+        if (size_Q == 1).all():
+            is_in = {name: stratum_mask(split, self._holdout, name) for name in STRATA}
+        self._is_in = {name: torch.from_numpy(is_in_Q) for name, is_in_Q in is_in.items()}
 
     def ranks(self, files: Sequence[Path]) -> Tensor:
-        """Read ranks `(M, Q)` from the files of M seeds. DataError if they are of other users or targets."""
+        """Read ranks `(M, T)` from the files of M seeds. DataError if they are of other users or targets."""
         domain = self._split.domain
         return torch.stack([read_ranks(file, self._holdout, domain.user_ids, domain.item_ids) for file in files])
 
-    def figures(self, rank_MQ: Tensor) -> dict[str, Figures]:
+    def figures(self, rank_MT: Tensor) -> dict[str, Figures]:
         """Means and intervals of the metrics over users and seeds, by stratum."""
-        metrics = query_metrics(rank_MQ)
+        metrics = query_metrics(rank_MT, self._query_T)
         return {name: _figures(metrics, is_in_Q) for name, is_in_Q in self._is_in.items()}
 
-    def digest(self, rank_MQ: Tensor) -> str:
+    def digest(self, rank_MT: Tensor) -> str:
         """The `digest_of` the metrics of these ranks."""
-        metrics = query_metrics(rank_MQ)
+        metrics = query_metrics(rank_MT, self._query_T)
         return digest_of({name: _means(metrics, is_in_Q) for name, is_in_Q in self._is_in.items()})
 
-    def difference(self, rank_a_MQ: Tensor, rank_b_MQ: Tensor) -> dict[str, Figures]:
+    def difference(self, rank_a_MT: Tensor, rank_b_MT: Tensor) -> dict[str, Figures]:
         """First minus second, paired over users; a system without training has one row for all seeds."""
-        a, b = query_metrics(rank_a_MQ), query_metrics(rank_b_MQ)
+        a, b = (query_metrics(rank_MT, self._query_T) for rank_MT in (rank_a_MT, rank_b_MT))
         return {name: _difference(a, b, is_in_Q) for name, is_in_Q in self._is_in.items()}
+
+    def p_values(self, metrics: Sequence[str], rank_a_MT: Tensor, rank_b_MT: Tensor) -> dict[str, dict[str, float]]:
+        """By metric, the p-value of each test that both systems are equal, paired over users; seeds are averaged."""
+        a, b = (query_metrics(rank_MT, self._query_T) for rank_MT in (rank_a_MT, rank_b_MT))
+        apart = {name: a[name].mean(dim=0) - b[name].mean(dim=0) for name in metrics}
+        return {name: {test: p_of(apart_Q) for test, p_of in TESTS.items()} for name, apart_Q in apart.items()}
 
     def write_baselines(
         self, folder: Path, baselines: Mapping[str, Baseline] = BASELINES, learned: Split | None = None

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pmmrec.atomic import whole_file
 from pmmrec.evaluation.scenarios import COLD_BELOW
-from pmmrec.evaluation.significance import Interval
+from pmmrec.evaluation.significance import Interval, holm
+from pmmrec.report.paired import shown_p
 from pmmrec.report.tables import Percent, markdown
 from pmmrec.tables import Cell, PlainTable
 from pmmrec.tuning.results import short_names
 from tests.real.evidence.cells import CellResult, Chosen, Cost, Results, Training
 from tests.real.evidence.curves import Curve, SizeLine, draw, draw_by_size
+from tests.real.evidence.measure import TESTS
 from tests.real.evidence.plan import (
     BASELINES_OF,
     COSTS,
@@ -170,6 +172,7 @@ class Page:
         labels = {(line.cell_id, line.system): line.label for line in reversed(lines)}
         results = {line.cell_id: line.result for line in lines}
         rows: list[list[Cell]] = []
+        p_values: list[Mapping[str, float]] = []
         for planned in self._plan.differences:
             a, b = self._plan.resolve(planned.a), self._plan.resolve(planned.b)
             if a not in labels or b not in labels:
@@ -180,7 +183,12 @@ class Page:
             is_old = kept is not None and (not is_of_these or {a[0], b[0]} & set(self._stale))
             label = f"{labels[a]} - {labels[b]}" + (" (stale)" if is_old else "")
             rows.append([label, *(Percent(intervals[m]) if m in intervals else None for m in metrics)])
-        return PlainTable("differences in points, paired", ["difference", *map(str.upper, metrics)], rows)
+            p_values.append(kept.p_values.get(table.tests, {}) if kept and table.tests else {})
+        columns = ["difference", *map(str.upper, metrics)]
+        if table.tests is not None:
+            columns += [f"p, {test}" for test in TESTS]
+            rows = [[*row, *shown] for row, shown in zip(rows, _adjusted(p_values), strict=True)]
+        return PlainTable(_title_of_differences(table), columns, rows)
 
     def _curves(self, table: PlannedTable) -> list[Curve]:
         lines = [line for line in self._lines(table) if line.result is not None] if table.curves else []
@@ -200,6 +208,23 @@ class Page:
 
     def _included(self, name: Path | None) -> str:
         return (self._beside / name).read_text(encoding="utf-8") if name is not None else ""
+
+
+def _title_of_differences(table: PlannedTable) -> str:
+    tested = (
+        f"; p of {table.tests.upper()} by three tests, each adjusted by Holm over this table" if table.tests else ""
+    )
+    return f"differences in points, paired{tested}"
+
+
+def _adjusted(p_values: Sequence[Mapping[str, float]]) -> list[list[Cell]]:
+    """For each difference its p-value by each test, adjusted by Holm over those that were measured."""
+    shown: list[list[Cell]] = [[] for _ in p_values]
+    for test in TESTS:
+        found = iter(holm([values[test] for values in p_values if test in values]))
+        for values, cells in zip(p_values, shown, strict=True):
+            cells.append(shown_p(next(found)) if test in values else None)
+    return shown
 
 
 def _figures_table(table: PlannedTable, lines: Sequence[Line], notes: list[str]) -> PlainTable:

@@ -12,15 +12,16 @@ from pydantic import AfterValidator, ConfigDict, Discriminator, Field, StringCon
 from typing_extensions import Self
 
 from pmmrec.data.cut import UserCut
-from pmmrec.data.splits import HoldoutName
+from pmmrec.data.splits import HoldoutName, SplitField
+from pmmrec.data.splits.leave_one_out import LeaveOneOutConfig
 from pmmrec.evaluation.baselines import BASELINES
-from pmmrec.evaluation.metrics import CUTOFFS, MEASURES, metric_name
+from pmmrec.evaluation.metrics import CUTOFFS, MEASURES, OF_SEVERAL, metric_name
 from pmmrec.evaluation.scenarios import Stratum
 from pmmrec.evaluation.tuned_baselines import TUNED_BASELINES
 from pmmrec.settings import Config, Place
 from pmmrec.shipped import shipped_file
 
-METRICS = tuple(metric_name(measure, cutoff) for measure in MEASURES for cutoff in CUTOFFS)
+METRICS = tuple(metric_name(measure, cutoff) for measure in (*MEASURES, *OF_SEVERAL) for cutoff in CUTOFFS)
 TIMES = ("best_epoch", "cpu", "wall")
 COSTS = ("trainable", "parameters", "share", "memory", "epoch", "multiply_adds")
 COLUMNS = ("users", *METRICS, *TIMES, *COSTS)
@@ -77,11 +78,20 @@ class PlannedDomain(Config):
     )
     text_states: Word | None = Field(None, description="The same of the states of all layers of that encoder.")
     text_codes: Word | None = Field(None, description="The same of codes of `text_vectors`, as VQRec reads them.")
+    image_vectors: Word | None = Field(
+        None, description="Name under which vectors of the images are stored, as EfficientNet-Lite0 computes them."
+    )
 
     @model_validator(mode="after")
     def _codes_are_of_vectors(self) -> Self:
         if self.text_codes is not None and self.text_vectors is None:
             raise ValueError("text_codes: are made of text_vectors; name these too")
+        return self
+
+    @model_validator(mode="after")
+    def _vectors_are_of_images(self) -> Self:
+        if self.image_vectors is not None and self.images is None:
+            raise ValueError("image_vectors: are made of images; name their folder too")
         return self
 
 
@@ -276,6 +286,9 @@ class PlannedTable(Config):
     columns: tuple[Annotated[str, AfterValidator(_is_column)], ...] = ("hr@10", "ndcg@10", "best_epoch", "cpu")
     rows: tuple[Row, ...] = Field(min_length=1)
     curves: bool = Field(True, description="Whether to draw learning curves of the trained rows.")
+    tests: str | None = Field(
+        None, description="A metric whose differences have p-values, adjusted by Holm over the table; null: none."
+    )
 
 
 class EvidencePlan(Config):
@@ -285,6 +298,9 @@ class EvidencePlan(Config):
     include: Path | None = Field(None, description="Markdown file beside the plan: how to read the page.")
     targets: HoldoutName = Field(
         "test", description="Which targets all cells rank; validation: to choose among them, the test is not touched."
+    )
+    split: SplitField = Field(
+        LeaveOneOutConfig(), description="How targets are held out; recipes of cells hold out the same ones."
     )
     tunings: dict[Word, Text] = Field({}, description="How the settings of rows were chosen, as text.")
     domains: dict[Word, PlannedDomain]
@@ -301,6 +317,16 @@ class EvidencePlan(Config):
         """The planned differences, and those between neighbours of orderings."""
         pairs = [Difference(a=a, b=b) for one in self.orderings for d in one.domains for a, b in one.pairs(d)]
         return tuple(dict.fromkeys((*self.differences, *pairs)))
+
+    @property
+    def has_single_targets(self) -> bool:
+        """Whether each user has one target, which belongs to a stratum."""
+        return isinstance(self.split, LeaveOneOutConfig)
+
+    @property
+    def tested(self) -> tuple[str, ...]:
+        """The metrics whose differences have p-values."""
+        return tuple(dict.fromkeys(table.tests for table in self.tables.values() if table.tests is not None))
 
     def search_of(self, cell_id: str) -> PlannedSearch | None:
         """The search for the settings of a measured cell, with its domain; None where there is none."""

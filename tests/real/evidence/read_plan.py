@@ -114,6 +114,10 @@ def _same_draw(a: UserCut | None, b: UserCut | None) -> bool:
 
 def _of_tables(plan: EvidencePlan) -> Iterator[str]:
     for name, table in plan.tables.items():
+        if table.stratum != "all" and not plan.has_single_targets:
+            yield f"tables.{name}.stratum: {table.stratum} is for splits that hold out one item of a user"
+        if table.tests is not None and table.tests not in METRICS:
+            yield f"tables.{name}.tests: {table.tests!r} is no metric; {hint(table.tests, METRICS)}"
         for index, row in enumerate(table.rows):
             place = f"tables.{name}.rows[{index}]"
             problem = _of_reference(plan, row.cell)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from pmmrec.data.domain import Domain
 from pmmrec.data.splits import Split, split_of
-from pmmrec.data.splits.leave_one_out import leave_one_out
 from pmmrec.data.user_sample import UserSampleConfig
 from pmmrec.errors import DataError, PMMRecError, RecipeError
 from pmmrec.processes import folder_lock
@@ -256,7 +255,7 @@ class Runner:
 
     def _result(self, cell_id: str, identities: Identities) -> CellResult:
         cell, identity = self._plan.measured[cell_id], identities.cell(cell_id)
-        split = leave_one_out(Domain.open(self._layout.domain(domain_of(cell_id))))
+        split = split_of(self._plan.split, Domain.open(self._layout.domain(domain_of(cell_id))))
         targets, runs = Targets(split, self._plan.targets), self._layout.runs(cell_id, identities)
         chosen = self._chosen(cell_id, identities)
         names = cell.names if isinstance(cell, BaselinesCell) else {}
@@ -364,7 +363,7 @@ class Runner:
         return _Side(cell, system, tuple(files) if is_here else ())
 
     def _write_difference(self, a: _Side, b: _Side) -> None:
-        split = leave_one_out(Domain.open(self._layout.domain(domain_of(a.cell.cell))))
+        split = split_of(self._plan.split, Domain.open(self._layout.domain(domain_of(a.cell.cell))))
         targets = Targets(split, self._plan.targets)
         ranks = [targets.ranks(side.files) for side in (a, b)]
         found = tuple(targets.digest(rank_MQ) for rank_MQ in ranks)
@@ -379,6 +378,7 @@ class Runner:
             figures=figures,
             seeds=max(a.cell.seeds, b.cell.seeds, key=len),
             strata=targets.difference(*ranks),
+            p_values=targets.p_values(self._plan.tested, *ranks),
         )
         self._say(f"wrote {self._results.write(difference)}")
 

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from pmmrec.data.domain import Domain
-from pmmrec.data.splits import Split
+from pmmrec.data.splits import Split, split_of
 from pmmrec.data.splits.leave_one_out import leave_one_out
+from pmmrec.data.splits.ratio import RatioConfig
 from pmmrec.evaluation.ranking import Ranks, write_ranks
+from pmmrec.evaluation.significance import sign_flip_p, t_test_p, wilcoxon_p
 from tests.real.evidence.cells import digest_of
 from tests.real.evidence.measure import Targets
 
@@ -87,3 +89,41 @@ def test_ranks_of_several_files_keep_the_order_of_the_files(
         files.append(tmp_path / f"{seed}.parquet")
         write_ranks(files[-1], Ranks(*queries, rank_Q, none_Q, none_Q.bool(), none_Q), domain.user_ids, domain.item_ids)
     assert torch.equal(Targets(split).ranks(files), rank_MQ)
+
+
+def test_of_users_with_several_targets_recall_is_the_mean_of_their_shares(world: Path, tmp_path: Path) -> None:
+    split = split_of(RatioConfig(shares=(6, 1, 3)), Domain.open(world / "boutique"))
+    holdout, domain, targets = split.holdout("test"), split.domain, Targets(split)
+    sizes = (holdout.target_offsets[1:] - holdout.target_offsets[:-1]).tolist()
+    assert max(sizes) > 1
+    rank_MT = torch.stack(
+        [
+            torch.cat([torch.randperm(30, generator=torch.Generator().manual_seed(seed))[:size] for size in sizes])
+            for seed in (1, 2)
+        ]
+    )
+    query_T = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    user_T, none_T = torch.from_numpy(holdout.user_index)[query_T], torch.zeros_like(query_T)
+    files = [tmp_path / "1.parquet", tmp_path / "2.parquet"]
+    for file, rank_T in zip(files, rank_MT, strict=True):
+        turned = torch.arange(len(query_T) - 1, -1, -1)
+        told = (query_T, user_T, torch.from_numpy(holdout.target), rank_T, none_T, none_T.bool(), none_T)
+        ranks = Ranks(*(column[turned] for column in told))
+        write_ranks(file, ranks, domain.user_ids, domain.item_ids)
+    assert torch.equal(targets.ranks(files), rank_MT)
+
+    shares = [
+        [sum(1 <= rank <= 20 for rank in ranks.tolist()) / len(ranks) for ranks in rank_T.split(sizes)]
+        for rank_T in rank_MT
+    ]
+    figures = targets.figures(rank_MT)
+    assert figures.keys() == {"all"}
+    assert figures["all"].num_users == len(sizes)
+    assert figures["all"].by_seed["recall@20"] == pytest.approx([sum(one) / len(one) for one in shares], abs=1e-12)
+
+    apart = [(a + b) / 2 - b for a, b in zip(*shares, strict=True)]
+    found = targets.p_values(["recall@20"], rank_MT, rank_MT[1:])["recall@20"]
+    tests = {"sign flip": sign_flip_p, "t-test": t_test_p, "Wilcoxon": wilcoxon_p}
+    assert found == pytest.approx(
+        {name: p_of(torch.tensor(apart, dtype=torch.float64)) for name, p_of in tests.items()}, abs=1e-9
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -272,6 +273,28 @@ def test_pictures_that_the_plan_no_longer_draws_are_removed(
     old.write_text("<svg/>")
     page(plan, tmp_path, results)
     assert [path.name for path in old.parent.iterdir()] == ["first.svg"]
+
+
+def test_p_values_of_a_table_are_adjusted_over_those_that_were_measured(tmp_path: Path, results: Results) -> None:
+    (tmp_path / "reading.md").write_text("")
+    (tmp_path / "more.md").write_text("")
+    tree = copy.deepcopy(TREE)
+    tree["tables"]["first"]["tests"] = "hr@10"
+    tree["differences"].append({"a": IDS, "b": f"{BASELINES}@item-knn"})
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    results.write(cell(FULL, 0.3))
+    for b, p in ((IDS, 0.02), (f"{BASELINES}@item-knn", 0.0001)):
+        p_values = {"hr@10": {"sign flip": p, "t-test": p / 2, "Wilcoxon": 0.9}}
+        results.write(DifferenceResult(a=FULL, b=b, hashes=("a", "b"), strata=strata(0.05), p_values=p_values))
+    shown = page(read_plan(tmp_path / "plan.yaml"), tmp_path, results)
+    assert "p of HR@10 by three tests, each adjusted by Holm over this table" in shown
+    lines = [line for line in shown.splitlines() if line.startswith(("| difference", "| full - ", "| ids - "))]
+    assert [line.split(" | ")[-3:] for line in lines[:4]] == [
+        ["p, sign flip", "p, t-test", "p, Wilcoxon |"],
+        ["0.020", "0.010", "1.000 |"],
+        ["\\<0.001", "\\<0.001", "1.000 |"],
+        ["-", "-", "- |"],
+    ]
 
 
 def test_a_picture_by_size_shows_the_systems_that_are_measured(tmp_path: Path, results: Results) -> None:

@@ -79,6 +79,13 @@ def changed(path: str, value: object) -> Tree:
     return tree
 
 
+def test_strata_are_of_users_with_one_target(read: Callable[[Tree], EvidencePlan]) -> None:
+    tree = changed("tables.t.stratum", "cold")
+    read(tree)
+    with pytest.raises(RecipeError, match=r"tables\.t\.stratum: cold is for splits that hold out one item of a user"):
+        read({**tree, "split": {"type": "ratio"}})
+
+
 def test_a_plan_is_read(read: Callable[[Tree], EvidencePlan]) -> None:
     plan = read(TREE)
     assert list(plan.measured) == ["t/films_b/baselines", "t/films_b/ids", "t/films_b/full", "t/films_b/unseen"]
@@ -104,6 +111,13 @@ def test_a_plan_is_read(read: Callable[[Tree], EvidencePlan]) -> None:
             {"folder": "shop", "text_codes": "codes"},
             "domains.shop: text_codes: are made of text_vectors",
         ),
+        (
+            "domains.shop",
+            {"folder": "shop", "image_vectors": "image_content"},
+            "domains.shop: image_vectors: are made of images",
+        ),
+        ("tables.t.tests", "recall", "tables.t.tests: 'recall' is no metric; did you mean 'recall@"),
+        ("split", {"type": "ratios"}, "split.*ratio"),
         ("domains.films_c", TREE["domains"]["films_a"], "domains.films_c: the same as 'films_a'"),
         ("pretrainings.both.sources", ["shoe"], "pretrainings.both.sources: no domain 'shoe'; did you mean 'shop'?"),
         ("pretrainings.both.judged_by", "shoe", "pretrainings.both.judged_by: no domain 'shoe'; did you mean 'shop'?"),
