@@ -217,10 +217,10 @@ class PrefixTables:
 
 def _joined(states: Sequence[Tensor], is_of_K: Sequence[NDArray[np.bool_]]) -> Tensor:
     """The states of several tables, each at the places that are of it."""
-    device = states[0].device
-    place = torch.from_numpy(np.concatenate([np.flatnonzero(is_of) for is_of in is_of_K])).to(device)
-    joined = torch.cat(list(states))
-    return torch.empty_like(joined).index_copy_(0, place, joined)
+    joined = states[0].new_empty((len(is_of_K[0]), *states[0].shape[1:]))
+    for state, is_of in zip(states, is_of_K, strict=True):
+        joined.index_copy_(0, torch.from_numpy(np.flatnonzero(is_of)).to(joined.device), state)
+    return joined
 
 
 def _make(

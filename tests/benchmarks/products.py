@@ -1,4 +1,4 @@
-"""Show by torch's profiler how much of a step of `pretrain/small` is products of matrices, and what the rest is.
+"""Show how much of a step of `pretrain/small` is products of matrices, by torch's profiler, and what the rest is.
 
 Takes the folder of the data and the number of steps; where the data is missing, says so and exits with 0. One thread.
 """
@@ -38,14 +38,17 @@ def main(data: Path, steps: int) -> None:
             profiler.stop()
         done += 1
 
-    with prepared(BenchPlan("pretrain/small", overrides, device="cpu")) as training:
+    plan = BenchPlan("pretrain/small", overrides, device="cpu")
+    with prepared(plan) as training:
+        step_ms = 1e3 * measure(training, steps).seconds
+    with prepared(plan) as training:
         measure(training, steps + 1, after_step)
-    spent = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
-    total = sum(spent.values())
-    print(f"{steps} steps, {total / steps / 1e3:.0f} ms each; % of which are products of matrices:")
-    print(f"{100 * sum(us for name, us in spent.items() if is_product(name)) / total:6.1f} all products")
-    for name, us in sorted(spent.items(), key=lambda pair: -pair[1])[:40]:
-        print(f"{100 * us / total:6.1f} {'product' if is_product(name) else '       '} {name}")
+    spent_ms = {event.key: event.self_cpu_time_total / steps / 1e3 for event in profiler.key_averages()}
+    product_ms = sum(ms for name, ms in spent_ms.items() if is_product(name))
+    print(f"{step_ms:.0f} ms a step, of which products of matrices take {product_ms:.0f}: {product_ms / step_ms:.1%}")
+    print(f"watched by the profiler, which slows small operations, {sum(spent_ms.values()):.0f} ms, of which in ms:")
+    for name, ms in sorted(spent_ms.items(), key=lambda pair: -pair[1])[:40]:
+        print(f"{ms:6.1f} {'product' if is_product(name) else '       '} {name}")
 
 
 def is_product(operation: str) -> bool:
