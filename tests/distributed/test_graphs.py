@@ -14,6 +14,15 @@ from pmmrec.shipped import shipped_file
 
 PROGRAM = shipped_file("finetune/run.py")
 QUICK = ("model.width=8", "model.propagation.prune=0.5", "train.batch_users=512", "train.log_every=1", "cache=c")
+BERT = (
+    "{model_type: bert, hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 1, intermediate_size: 16, "
+    "max_position_embeddings: 32, initializer_range: 0.125, hidden_dropout_prob: 0, attention_probs_dropout_prob: 0}"
+)
+LIVE = (
+    "model.item_encoder.streams.text={type: towers, text: {type: hf_text, vocab_size: 300, max_tokens: 8, "
+    f"lowercase: true, pool: mean, trainable_blocks: all, architecture: {BERT}}}}}"
+)
+END_TO_END = (LIVE, "train.accumulate={parts: 3}", "model.width=8", "train.batch_users=64", "train.epochs=1")
 SETTINGS = (*QUICK, "machine.device=cpu", "train.optimizer.learning_rate=1e-2")
 
 
@@ -41,3 +50,19 @@ def test_two_processes_train_what_one_does(alone: Path, world: Path, tmp_path: P
     assert losses(run) == pytest.approx(losses(alone), rel=1e-5)
     two, one = (json.loads((where / "metrics.json").read_text())["domains"] for where in (run, alone))
     assert two[0]["metrics"]["recall@20"]["mean"] == pytest.approx(one[0]["metrics"]["recall@20"]["mean"], abs=0.01)
+
+
+def test_losses_reach_an_encoder_below_a_graph_on_two_processes_as_on_one(
+    world: Path, tmp_path: Path, pmmrec: Pmmrec
+) -> None:
+    rest = ("train.log_every=1", "cache=c", "machine.device=cpu", "train.optimizer.learning_rate=1e-2")
+    asked = ("zoo/graph/small/slmrec", "--from", "none", "--on", world / "boutique", *END_TO_END, *rest)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    with working_in(tmp_path / "one"):
+        told = pmmrec("finetune", *asked)
+    assert told.code == 0, told.output
+    run_group(2, PROGRAM, *asked, folder=tmp_path / "two").well()
+    two, one = (losses(tmp_path / name / "runs" / "slmrec") for name in ("two", "one"))
+    assert len(one) > 2
+    assert two == pytest.approx(one, rel=1e-5)
