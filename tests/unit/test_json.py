@@ -86,7 +86,9 @@ def test_a_comparison(at_run: Path, pmmrec: Pmmrec) -> None:
         assert found["is_held_out_only"] is False
     assert len(tree["differences"]) == 2 * 3 * 2
     one = tree["differences"][0]
-    assert set(one) == {"first", "second", "metric", "domain", "interval", "p", "p_holm", "is_shown"}
+    tests = {"p", "p_holm", "t_test", "wilcoxon"}
+    assert set(one) == {"first", "second", "metric", "domain", "interval", "is_shown"} | tests
+    assert all(0 < one[name]["p"] <= one[name]["p_holm"] <= 1 for name in ("t_test", "wilcoxon"))
     assert (one["first"], one["second"], one["metric"], one["domain"]) == ("small", "popularity", "hr@10", "bazaar")
     assert 0 < one["p"] <= one["p_holm"] <= 1
     assert isinstance(one["is_shown"], bool)
